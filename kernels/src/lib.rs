@@ -1,0 +1,22 @@
+//! The operations of the model. Each has a plain Rust definition (`ops`, f32 throughout) which is its specification,
+//! and fast implementations per device.
+
+mod device;
+mod dtype;
+
+pub use device::{Device, ExpertRows, Ffn, LatentWrite, MlaShape, RotaryTable, SequenceRows, Weight};
+pub use dtype::Dtype;
+
+/// What can go wrong when a device is made or a weight is loaded; the operations themselves cannot fail.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A weight whose bytes do not match its shape.
+    #[error("weight of {rows} x {cols} {dtype}: expected {expected} bytes, found {found}")]
+    WeightSize { rows: usize, cols: usize, dtype: Dtype, expected: usize, found: usize },
+    /// An instruction set that was asked for by name and is not there.
+    #[error("instruction set {asked}: not available on this machine (found: {found})")]
+    MissingIsa { asked: String, found: String },
+    /// The operating system gave no memory or thread.
+    #[error("{what}: {source}")]
+    Os { what: &'static str, source: std::io::Error },
+}

@@ -1,0 +1,1 @@
+//! The attention service: engine, scheduler, latent cache, sampler.

@@ -1,0 +1,1 @@
+//! The expert service: cells, queue by layer, grouped FFN.

@@ -1,0 +1,48 @@
+//! The two seams of dispatch: towards the attention service, and towards expert shards.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use conclave_cluster::Member;
+use conclave_proto::v1::{ExpertBatch, ExpertResult, MoeInput, MoeOutput};
+
+/// Why a batch did not come back from a shard.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LinkError {
+    /// The connection is gone or was never there.
+    #[error("shard {instance}: {message}")]
+    Lost { instance: String, message: String },
+    /// Another process answers there, or the same with another checkpoint.
+    #[error("shard {instance}: refused: {message}")]
+    Refused { instance: String, message: String },
+}
+
+/// One shard, reached in process or over a persistent gRPC stream.
+#[async_trait]
+pub trait ShardLink: Send + Sync + 'static {
+    /// Runs one batch. Cancel-safe: dropping the future drops the answer.
+    ///
+    /// # Errors
+    /// When the link is lost. What the shard itself says stands in [`ExpertResult::error`].
+    async fn compute(&self, batch: ExpertBatch) -> Result<ExpertResult, LinkError>;
+}
+
+/// Makes links to members.
+#[async_trait]
+pub trait ShardConnector: Send + Sync + 'static {
+    /// Connects and checks instance and fingerprint.
+    ///
+    /// # Errors
+    /// When nobody answers, or somebody else.
+    async fn connect(&self, member: &Member) -> Result<Arc<dyn ShardLink>, LinkError>;
+}
+
+/// Where attention sends its MoE layers: the embedded dispatcher, or a router's.
+#[async_trait]
+pub trait MoeLink: Send + Sync + 'static {
+    /// Runs the routed experts of one layer.
+    ///
+    /// # Errors
+    /// With the kind that the request ends with.
+    async fn moe(&self, input: MoeInput) -> Result<MoeOutput, conclave_serve::Error>;
+}

@@ -1,0 +1,126 @@
+//! The model's architecture, as `config.json` states it.
+
+/// Which family member a checkpoint is; decides the rules that differ between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelKind {
+    /// `deepseek_v2`: V2, V2-Lite, V2.5, Coder-V2.
+    DeepseekV2,
+    /// `deepseek_v3`: V3, R1.
+    DeepseekV3,
+}
+
+/// How a token's experts are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateMethod {
+    /// The best K of all.
+    Greedy,
+    /// The best K of the M groups with the highest maximum.
+    GroupLimitedGreedy,
+    /// V3: bias-corrected, groups by the sum of their two best.
+    NoauxTc,
+}
+
+/// How gate logits become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scoring {
+    /// Over all experts.
+    Softmax,
+    /// Each on its own.
+    Sigmoid,
+}
+
+/// YaRN.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeScaling {
+    /// Context extension factor.
+    pub factor: f64,
+    /// Context before the extension.
+    pub original_max_position: usize,
+    /// Fast bound of the ramp.
+    pub beta_fast: f64,
+    /// Slow bound of the ramp.
+    pub beta_slow: f64,
+    /// As given; missing stays missing (the rules for it differ by use).
+    pub mscale: Option<f64>,
+    /// As given.
+    pub mscale_all_dim: Option<f64>,
+}
+
+/// The architecture of a checkpoint: checked, both spellings read, defaults resolved.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Family member.
+    pub kind: ModelKind,
+    /// Rows of the embedding and of lm_head.
+    pub vocab: usize,
+    /// `H`
+    pub hidden: usize,
+    /// `L`
+    pub layers: usize,
+    /// `n`
+    pub heads: usize,
+    /// `dn`
+    pub qk_nope: usize,
+    /// `dr`
+    pub qk_rope: usize,
+    /// `dv`
+    pub v_head: usize,
+    /// `r`
+    pub kv_lora_rank: usize,
+    /// `rq`; `None`: one query projection.
+    pub q_lora_rank: Option<usize>,
+    /// `I`, of dense layers.
+    pub intermediate: usize,
+    /// `E`; `None`: every layer is dense.
+    pub routed_experts: Option<usize>,
+    /// `S`
+    pub shared_experts: Option<usize>,
+    /// `Im`
+    pub moe_intermediate: usize,
+    /// `K`
+    pub experts_per_token: usize,
+    /// `G` of the gate (1: no groups).
+    pub gate_groups: usize,
+    /// `M`
+    pub gate_topk_groups: usize,
+    /// Choice of experts.
+    pub gate_method: GateMethod,
+    /// Gate scores.
+    pub scoring: Scoring,
+    /// Whether the chosen weights are normalised.
+    pub norm_topk_prob: bool,
+    /// Factor on the weights.
+    pub routed_scaling_factor: f32,
+    /// First layer that may be MoE.
+    pub first_k_dense: usize,
+    /// Every which layer is MoE, by absolute index.
+    pub moe_layer_freq: usize,
+    /// Of the layer norms and the final norm.
+    pub rms_norm_eps: f32,
+    /// Rotary base.
+    pub rope_theta: f64,
+    /// `None`: plain rotary embedding.
+    pub rope_scaling: Option<RopeScaling>,
+    /// Longest context.
+    pub max_position: usize,
+    /// Beginning of sequence.
+    pub bos_token: Option<u32>,
+    /// End of sequence; one or several.
+    pub eos_tokens: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// Whether layer `layer` has routed experts (the original rule: modulo on the absolute index).
+    pub fn is_moe(&self, layer: usize) -> bool {
+        self.routed_experts.is_some() && layer >= self.first_k_dense && layer.is_multiple_of(self.moe_layer_freq)
+    }
+
+    /// Expert groups of the cells: the gate's groups, or at most 8 equal blocks where the gate has none.
+    pub fn cell_groups(&self) -> usize {
+        match self.routed_experts {
+            None => 0,
+            Some(_) if self.gate_groups > 1 => self.gate_groups,
+            Some(experts) => (1..=8).rev().find(|groups| experts.is_multiple_of(*groups)).unwrap_or(1),
+        }
+    }
+}

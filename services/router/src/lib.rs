@@ -1,0 +1,1 @@
+//! The router service: public API, front and dispatch host.
