@@ -1,0 +1,56 @@
+# Every target works on a fresh clone. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+CARGO   ?= cargo
+VENV    := .venv
+PYTHON  ?= python3
+MODEL   ?= tests/fixtures/demo-model
+
+.PHONY: help run test unit e2e check bench cluster golden deps clean
+
+help: ## what each target does
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
+
+run: ## serve a model in one process (MODEL=dir, default: the demo checkpoint)
+	$(CARGO) run --release -- serve --model $(MODEL)
+
+build:
+	$(CARGO) build --release --locked --workspace
+
+test: deps build ## all tests: unit, golden and end to end (installs etcd and the Python clients if missing)
+	CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test --release --locked --workspace
+
+unit: ## unit tests only
+	$(CARGO) test --release --locked --workspace --exclude conclave-tests
+
+e2e: deps build ## end-to-end tests only
+	CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test --release --locked -p conclave-tests
+
+deps: $(VENV)/.installed ## what the tests need: etcd from the distribution, Python clients in a virtual environment
+	@command -v etcd >/dev/null || deploy/install-etcd.sh
+
+$(VENV)/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --requirement $<
+	touch $@
+
+check: ## formatting, lints, licences, documentation
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+	$(CARGO) deny --offline check licenses bans sources
+
+bench: build ## tokens a second of prefill and decode, in process (MODEL=dir)
+	target/release/conclave bench --model $(MODEL)
+
+cluster: build ## a local cluster of real processes: etcd, a router, an attention service and four expert shards
+	deploy/local-cluster.sh $(MODEL)
+
+golden: ## make the golden files again, with Hugging Face transformers
+	tests/golden/run.sh
+
+clean: ## remove build results and the virtual environment
+	$(CARGO) clean
+	rm -rf $(VENV)

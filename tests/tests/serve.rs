@@ -1,0 +1,59 @@
+//! `conclave serve` as a newcomer meets it.
+
+use std::{process::Command, time::Duration};
+
+use conclave_tests::{Serve, chat, greedy};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn is_ready_soon_answers_the_printed_example_and_ends_on_ctrl_c() {
+    let mut serve = Serve::start(&[]).await.unwrap();
+    assert!(serve.ready_after < Duration::from_secs(5), "ready after {:?}", serve.ready_after);
+
+    let log = serve.process.log();
+    let line = log.lines().find(|line| line.trim_start().starts_with("curl ")).expect("a curl example in the output");
+    let output = Command::new("sh").args(["-c", line.trim()]).output().unwrap();
+    let body: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = body["choices"][0]["message"]["content"].as_str().unwrap_or_default();
+    assert!(text.contains("Paris"), "{line}\n{body}");
+
+    serve.process.signal("INT").unwrap();
+    let status = serve.process.wait_exit(Duration::from_secs(2)).unwrap();
+    assert!(status.success(), "{status}\n{}", serve.process.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ctrl_c_during_a_stream_ends_within_two_seconds() {
+    let mut serve = Serve::start(&[]).await.unwrap();
+    let mut request = greedy(chat("Tell me a story about a little fox."), 3000);
+    request.ignore_eos = true;
+    let mut stream = serve.client().await.unwrap().stream(request).await.unwrap();
+    for _ in 0..5 {
+        stream.message().await.unwrap().expect("an event");
+    }
+    serve.process.signal("INT").unwrap();
+    let status = serve.process.wait_exit(Duration::from_secs(2)).unwrap();
+    assert!(status.success(), "{status}\n{}", serve.process.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_in_chinese() {
+    let serve = Serve::start(&[]).await.unwrap();
+    let answer = serve.client().await.unwrap().generate(greedy(chat("讲一个小猫的故事。"), 60)).await.unwrap();
+    assert!(answer.text.contains('猫'), "{answer:?}");
+    assert!(!answer.text.contains('\u{fffd}'), "a split character: {answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn takes_a_long_context_and_refuses_one_past_the_limit() {
+    let serve = Serve::start(&[]).await.unwrap();
+    let client = serve.client().await.unwrap();
+    let ids: Vec<u32> = (0..4000u32).map(|i| 300 + (i * 7919) % 3000).collect();
+    let answer = client.generate(greedy(conclave_tests::tokens(&ids), 8)).await.unwrap();
+    assert!(!answer.tokens.is_empty(), "{answer:?}");
+
+    let error = client.stream(greedy(conclave_tests::tokens(&ids), 200)).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::InvalidArgument);
+    for number in ["4096", "4000", "200"] {
+        assert!(error.message().contains(number), "{number} in {error}");
+    }
+}
