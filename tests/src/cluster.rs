@@ -76,7 +76,8 @@ impl Cluster {
             .enumerate()
             .map(|(i, placement)| spawn_expert(&dir, &spec, &etcd.url, i, placement))
             .collect::<Result<Vec<_>>>()?;
-        let attentions = (0..spec.attentions).map(|i| spawn_attention(&dir, &spec, &etcd.url, i)).collect::<Result<Vec<_>>>()?;
+        let attentions =
+            (0..spec.attentions).map(|i| spawn_attention(&dir, &spec, &etcd.url, i)).collect::<Result<Vec<_>>>()?;
         let (http, grpc) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
         let args = [
             "router".into(),
@@ -95,7 +96,8 @@ impl Cluster {
     async fn wait_ready(&mut self) -> Result<()> {
         let url = format!("{}/readyz", self.http);
         if let Err(error) = self.router.wait_ready(&url, START_LIMIT).await {
-            let logs = self.experts.iter().chain(&self.attentions).map(Process::log).collect::<Vec<_>>().join("\n---\n");
+            let logs =
+                self.experts.iter().chain(&self.attentions).map(Process::log).collect::<Vec<_>>().join("\n---\n");
             return Err(error.context(logs));
         }
         Ok(())

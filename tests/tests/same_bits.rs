@@ -45,7 +45,10 @@ fn assert_same(expected: &[Answer], found: &[Answer], variant: &str) {
 async fn baseline() -> Vec<Answer> {
     let serve = Serve::start(&["--threads=2"]).await.unwrap();
     let answers = batch(&serve.client().await.unwrap()).await;
-    assert!(answers.iter().all(|a| a.tokens.iter().all(|(_, logprob)| logprob.is_some())), "logprobs are there to compare");
+    assert!(
+        answers.iter().all(|a| a.tokens.iter().all(|(_, logprob)| logprob.is_some())),
+        "logprobs are there to compare"
+    );
     answers
 }
 
@@ -86,7 +89,11 @@ async fn over_processes_placements_and_dispatch_modes() {
         ("embedded dispatch", ClusterSpec { dispatch: "embedded", ..ClusterSpec::even(4) }),
         (
             "embedded dispatch, chunks of 16",
-            ClusterSpec { dispatch: "embedded", attention_flags: vec!["--prefill-chunk=16".into()], ..uneven(&["7,0", "1-6"]) },
+            ClusterSpec {
+                dispatch: "embedded",
+                attention_flags: vec!["--prefill-chunk=16".into()],
+                ..uneven(&["7,0", "1-6"])
+            },
         ),
     ];
     for (variant, spec) in specs {
@@ -102,7 +109,8 @@ async fn over_processes_placements_and_dispatch_modes() {
 /// At most `topk_group` = 3 groups a token and layer, and no fewer rows than were dispatched.
 fn assert_bounded_fan_out(metrics: &str) {
     let value = |name: &str| -> f64 {
-        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in\n{metrics}"));
+        let line =
+            metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} in\n{metrics}"));
         line.rsplit(' ').next().unwrap().parse().unwrap()
     };
     let (count, sum) = (value("conclave_dispatch_groups_per_row_count"), value("conclave_dispatch_groups_per_row_sum"));
