@@ -24,6 +24,8 @@ pub struct ClusterSpec {
     pub attentions: usize,
     /// Further flags of every attention process.
     pub attention_flags: Vec<String>,
+    /// Further flags of every process.
+    pub flags: Vec<String>,
 }
 
 impl Default for ClusterSpec {
@@ -35,6 +37,7 @@ impl Default for ClusterSpec {
             dispatch: "router",
             attentions: 1,
             attention_flags: Vec::new(),
+            flags: Vec::new(),
         }
     }
 }
@@ -79,13 +82,14 @@ impl Cluster {
         let attentions =
             (0..spec.attentions).map(|i| spawn_attention(&dir, &spec, &etcd.url, i)).collect::<Result<Vec<_>>>()?;
         let (http, grpc) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
-        let args = [
+        let mut args = vec![
             "router".into(),
             format!("--model={}", spec.model.display()),
             format!("--etcd={}", etcd.url),
             format!("--http={http}"),
             format!("--grpc={grpc}"),
         ];
+        args.extend(spec.flags.iter().cloned());
         let router = Process::spawn(dir.path(), "router", &binary(), &args)?;
         let (http, grpc) = (format!("http://{http}"), format!("http://{grpc}"));
         let mut cluster = Self { experts, attentions, router, http, grpc, etcd, dir, spec };
@@ -135,7 +139,7 @@ impl Cluster {
 }
 
 fn common(spec: &ClusterSpec, etcd: &str, role: &str, id: String) -> Vec<String> {
-    vec![
+    let mut args = vec![
         role.into(),
         format!("--model={}", spec.model.display()),
         format!("--etcd={etcd}"),
@@ -145,7 +149,9 @@ fn common(spec: &ClusterSpec, etcd: &str, role: &str, id: String) -> Vec<String>
         "--grpc=127.0.0.1:0".into(),
         "--admin=127.0.0.1:0".into(),
         format!("--id={id}"),
-    ]
+    ];
+    args.extend(spec.flags.iter().cloned());
+    args
 }
 
 fn spawn_expert(dir: &TempDir, spec: &ClusterSpec, etcd: &str, i: usize, placement: &str) -> Result<Process> {
