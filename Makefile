@@ -40,7 +40,7 @@ check: ## formatting, lints, licences, documentation
 	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
-	$(CARGO) deny --offline check licenses bans sources
+	$(CARGO) deny check licenses bans sources
 
 bench: build ## tokens a second of prefill and decode, in process (MODEL=dir)
 	target/release/conclave bench --model $(MODEL)

@@ -5,6 +5,7 @@
 # usage: deploy/local-cluster.sh [MODEL]
 #   HTTP=127.0.0.1:8000 GRPC=127.0.0.1:50051 ETCD_PORT=23790   where things listen
 #   DEVICE=cpu DISPATCH=router THREADS=1                       how they run
+#   CONCLAVE=target/release/conclave                            the binary
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +14,7 @@ http=${HTTP:-127.0.0.1:8000}
 grpc=${GRPC:-127.0.0.1:50051}
 etcd_port=${ETCD_PORT:-23790}
 etcd_url=http://127.0.0.1:$etcd_port
-conclave=target/release/conclave
+conclave=${CONCLAVE:-target/release/conclave}
 logs=$(mktemp -d -t conclave-cluster.XXXXXX)
 common=(--model "$model" --etcd "$etcd_url" --device "${DEVICE:-cpu}" --threads "${THREADS:-1}")
 pids=()
