@@ -10,7 +10,13 @@ use crate::work::{ExpectedSum, Work};
 ///
 /// # Errors
 /// A sentence that names the field, what was found and what was expected.
-pub fn check(work: &Work, expected: &[ExpectedSum], hidden: usize, act: Dtype, result: &ExpertResult) -> Result<(), String> {
+pub(crate) fn check(
+    work: &Work,
+    expected: &[ExpectedSum],
+    hidden: usize,
+    act: Dtype,
+    result: &ExpertResult,
+) -> Result<(), String> {
     if input::dtype(result.activation) != Some(act) {
         return Err(format!("answer: activation: found {}, expected {act}", result.activation));
     }
@@ -27,7 +33,10 @@ pub fn check(work: &Work, expected: &[ExpectedSum], hidden: usize, act: Dtype, r
         }
         if sum.row_index != want.rows {
             let (found, rows) = (sum.row_index.len(), want.rows.len());
-            return Err(format!("answer: rows of [{first}, {last}): found {found}, expected {rows} of {}", work.rows.len()));
+            return Err(format!(
+                "answer: rows of [{first}, {last}): found {found}, expected {rows} of {}",
+                work.rows.len()
+            ));
         }
         let bytes = want.rows.len() * hidden * act.size();
         if sum.sum.len() != bytes {

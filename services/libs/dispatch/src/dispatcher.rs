@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use conclave_cluster::{ClusterView, Membership};
-use conclave_proto::v1::{MoeInput, MoeOutput};
+use conclave_proto::v1::{Activation, MoeInput, MoeOutput};
 use conclave_proto::{CellId, InstanceId};
 use conclave_serve::{Error, telemetry};
 use prometheus::{IntCounter, Registry};
@@ -131,7 +131,7 @@ impl Dispatcher {
             step: input.step,
             layer: input.layer,
             attempt: input.attempt,
-            activation: input::activation(input.activation).into(),
+            activation: Activation::from(input.activation).into(),
             routed: routed.into(),
             error: None,
             mixed_numerics: call.mixed(),

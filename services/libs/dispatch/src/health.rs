@@ -11,7 +11,7 @@ const ABSENT: Duration = Duration::from_secs(1);
 
 /// What went wrong with a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// The connection broke or could not be made.
     Lost,
     /// No answer for far longer than predicted.
@@ -26,7 +26,7 @@ pub enum Trouble {
 
 impl Trouble {
     /// Name in metrics and messages.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Lost => "lost",
             Self::Hung => "hung",
@@ -37,21 +37,21 @@ impl Trouble {
     }
 
     /// Whether only an answer or a new connection shows that it is over.
-    pub fn needs_probe(self) -> bool {
+    pub(crate) fn needs_probe(self) -> bool {
         matches!(self, Self::Lost | Self::Hung)
     }
 }
 
 /// The health of one shard as one dispatcher sees it.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Health {
+pub(crate) struct Health {
     aside: Option<(Trouble, Instant)>,
     streak: u32,
 }
 
 impl Health {
     /// Sets the shard aside; each failure without a right answer in between doubles the time.
-    pub fn fail(&mut self, trouble: Trouble, now: Instant) {
+    pub(crate) fn fail(&mut self, trouble: Trouble, now: Instant) {
         let wait = match trouble {
             Trouble::Busy => BUSY,
             Trouble::Leaving => ABSENT,
@@ -65,17 +65,17 @@ impl Health {
     }
 
     /// A right answer came.
-    pub fn succeed(&mut self) {
+    pub(crate) fn succeed(&mut self) {
         *self = Self::default();
     }
 
     /// A new connection was made: use it again, but remember the failures until an answer comes.
-    pub fn restore(&mut self) {
+    pub(crate) fn restore(&mut self) {
         self.aside = None;
     }
 
     /// 0 well, 1 busy, 2 set aside.
-    pub fn level(&self, now: Instant) -> u8 {
+    pub(crate) fn level(&self, now: Instant) -> u8 {
         match self.aside {
             None => 0,
             Some((trouble, until)) if !trouble.needs_probe() && now >= until => 0,
@@ -85,7 +85,7 @@ impl Health {
     }
 
     /// When to probe, where a probe is needed.
-    pub fn probe_at(&self) -> Option<Instant> {
+    pub(crate) fn probe_at(&self) -> Option<Instant> {
         self.aside.filter(|(trouble, _)| trouble.needs_probe()).map(|(_, until)| until)
     }
 }

@@ -9,47 +9,35 @@ use crate::shape::ModelShape;
 
 /// A checked [`MoeInput`].
 #[derive(Debug, Clone)]
-pub struct LayerInput {
+pub(crate) struct LayerInput {
     /// Incarnation of the caller.
-    pub caller: u64,
+    pub(crate) caller: u64,
     /// Its step.
-    pub step: u64,
+    pub(crate) step: u64,
     /// Absolute layer.
-    pub layer: u32,
+    pub(crate) layer: u32,
     /// Repetition of this layer.
-    pub attempt: u32,
+    pub(crate) attempt: u32,
     /// Element type of `x`.
-    pub activation: Dtype,
+    pub(crate) activation: Dtype,
     /// Rows.
-    pub rows: usize,
+    pub(crate) rows: usize,
     /// `[rows, H]`
-    pub x: Bytes,
+    pub(crate) x: Bytes,
     /// `[rows, E]`
-    pub logits: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
 }
 
 /// The element type that a message names.
-pub fn dtype(activation: i32) -> Option<Dtype> {
-    match Activation::try_from(activation) {
-        Ok(Activation::F32) => Some(Dtype::F32),
-        Ok(Activation::Bf16) => Some(Dtype::Bf16),
-        Ok(Activation::Unspecified) | Err(_) => None,
-    }
-}
-
-/// The name of an element type in messages.
-pub fn activation(dtype: Dtype) -> Activation {
-    match dtype {
-        Dtype::F32 => Activation::F32,
-        Dtype::Bf16 => Activation::Bf16,
-    }
+pub(crate) fn dtype(activation: i32) -> Option<Dtype> {
+    Activation::try_from(activation).ok().and_then(|activation| Dtype::try_from(activation).ok())
 }
 
 /// Checks every field. Gate logits are checked by [`crate::gate::select`].
 ///
 /// # Errors
 /// [`MoeError::Invalid`] naming the field, what was found and what was expected.
-pub fn check(shape: &ModelShape, max_rows: usize, input: MoeInput) -> Result<LayerInput, MoeError> {
+pub(crate) fn check(shape: &ModelShape, max_rows: usize, input: MoeInput) -> Result<LayerInput, MoeError> {
     let invalid = |message: String| Err(MoeError::Invalid(message));
     if !shape.is_moe(input.layer) {
         return invalid(format!("layer: found {}, expected one with routed experts", input.layer));

@@ -12,7 +12,7 @@ mod error;
 pub mod gate;
 mod grpc;
 mod health;
-pub mod input;
+mod input;
 mod link;
 mod metrics;
 pub mod plan;

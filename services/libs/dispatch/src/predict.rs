@@ -18,13 +18,13 @@ const UNKNOWN_HANG: Duration = Duration::from_secs(5);
 const UNKNOWN_US_PER_PAIR: f64 = 20.0;
 
 /// Size of a piece of work, for comparing with others at the same shard.
-pub fn units(pairs: usize, experts: usize, bytes: usize) -> f64 {
+pub(crate) fn units(pairs: usize, experts: usize, bytes: usize) -> f64 {
     4.0 + pairs as f64 + experts as f64 * EXPERT_UNITS + bytes as f64 / BYTES_PER_UNIT
 }
 
 /// The speed of one shard.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Rate {
+pub(crate) struct Rate {
     us: f64,
     units: f64,
     samples: u32,
@@ -32,35 +32,35 @@ pub struct Rate {
 
 impl Rate {
     /// Work of `units` took `took`.
-    pub fn learn(&mut self, units: f64, took: Duration) {
+    pub(crate) fn learn(&mut self, units: f64, took: Duration) {
         self.us = self.us * DECAY + took.as_secs_f64() * 1e6;
         self.units = self.units * DECAY + units;
         self.samples = self.samples.saturating_add(1);
     }
 
     /// How long work of `units` will take, once enough is known.
-    pub fn predict(&self, units: f64) -> Option<Duration> {
+    pub(crate) fn predict(&self, units: f64) -> Option<Duration> {
         (self.samples >= TRUSTED_SAMPLES).then(|| Duration::from_secs_f64(self.us / self.units * units / 1e6))
     }
 
     /// Time of one more (row, expert) pair in µs.
-    pub fn us_per_pair(&self) -> f64 {
+    pub(crate) fn us_per_pair(&self) -> f64 {
         if self.samples == 0 { UNKNOWN_US_PER_PAIR } else { self.us / self.units }
     }
 }
 
 /// When to ask a second shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub(crate) struct Patience {
     /// After this long a hedge may go out; `None` while nothing is known.
-    pub hedge: Option<Duration>,
+    pub(crate) hedge: Option<Duration>,
     /// After this long the shard counts as hanging.
-    pub hang: Duration,
+    pub(crate) hang: Duration,
 }
 
 impl Patience {
     /// Hedge after max(floor, 3 × predicted), hang after max(floor, 10 × predicted).
-    pub fn new(config: &DispatchConfig, predicted: Option<Duration>) -> Self {
+    pub(crate) fn new(config: &DispatchConfig, predicted: Option<Duration>) -> Self {
         match predicted {
             None => Self { hedge: None, hang: UNKNOWN_HANG.max(config.hang_floor) },
             Some(predicted) => Self {
@@ -73,7 +73,7 @@ impl Patience {
 
 /// Lets a fixed share of calls be hedged: every call earns a thousandth part of a hedge for each permille.
 #[derive(Debug, Default)]
-pub struct HedgeBudget {
+pub(crate) struct HedgeBudget {
     earned: u32,
 }
 
@@ -82,12 +82,12 @@ impl HedgeBudget {
     const MOST: u32 = 8 * Self::HEDGE;
 
     /// A call went out.
-    pub fn earn(&mut self, permille: u32) {
+    pub(crate) fn earn(&mut self, permille: u32) {
         self.earned = (self.earned + permille).min(Self::MOST);
     }
 
     /// Takes a hedge out, if one has been earned.
-    pub fn take(&mut self) -> bool {
+    pub(crate) fn take(&mut self) -> bool {
         let enough = self.earned >= Self::HEDGE;
         if enough {
             self.earned -= Self::HEDGE;

@@ -4,41 +4,41 @@ use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use conclave_kernels::cell_tree::{self, Node};
-use conclave_proto::v1::{ExpertBatch, WorkId};
+use conclave_proto::v1::{Activation, ExpertBatch, WorkId};
 
 use crate::gate::Choices;
-use crate::input::{self, LayerInput};
+use crate::input::LayerInput;
 use crate::plan::Demand;
 use crate::shape::ModelShape;
 
 /// What one message asks of a shard, and what its answer has to look like.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Work {
+pub(crate) struct Work {
     /// Groups asked for, ascending.
-    pub groups: Vec<u32>,
+    pub(crate) groups: Vec<u32>,
     /// Rows of the layer that are in the message, ascending.
-    pub rows: Vec<u32>,
+    pub(crate) rows: Vec<u32>,
     /// Experts in demand, ascending.
-    pub experts: Vec<u32>,
+    pub(crate) experts: Vec<u32>,
     /// Rows of each expert.
-    pub counts: Vec<u32>,
+    pub(crate) counts: Vec<u32>,
     /// Rows of each expert one after another, as indices into `rows`.
-    pub row_index: Vec<u32>,
+    pub(crate) row_index: Vec<u32>,
     /// Weight beside each `row_index`.
-    pub weights: Vec<f32>,
+    pub(crate) weights: Vec<f32>,
 }
 
 /// A sum that an answer has to hold: the subtree, and the rows (as indices into [`Work::rows`]) with an expert in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExpectedSum {
+pub(crate) struct ExpectedSum {
     /// Groups `[first, last)`.
-    pub node: Node,
+    pub(crate) node: Node,
     /// Ascending.
-    pub rows: Vec<u32>,
+    pub(crate) rows: Vec<u32>,
 }
 
 /// Pairs per group of the rows in `span`, for the groups that have any, ascending.
-pub fn demand(shape: &ModelShape, choices: &Choices, span: &Range<usize>) -> Vec<Demand> {
+pub(crate) fn demand(shape: &ModelShape, choices: &Choices, span: &Range<usize>) -> Vec<Demand> {
     let mut pairs = vec![0u32; shape.groups];
     let k = choices.top_k;
     for &expert in &choices.experts[span.start * k..span.end * k] {
@@ -49,7 +49,7 @@ pub fn demand(shape: &ModelShape, choices: &Choices, span: &Range<usize>) -> Vec
 }
 
 /// Splits the rows of `span` with an expert in `groups` into spans of at most `limit` such rows.
-pub fn spans(
+pub(crate) fn spans(
     shape: &ModelShape,
     choices: &Choices,
     groups: &[u32],
@@ -65,7 +65,7 @@ pub fn spans(
 ///
 /// `idle` groups have no row in the whole layer; naming those that the shard holds as well joins subtrees, so that fewer
 /// sums come back.
-pub fn build(shape: &ModelShape, choices: &Choices, groups: &[u32], idle: &[u32], span: &Range<usize>) -> Work {
+pub(crate) fn build(shape: &ModelShape, choices: &Choices, groups: &[u32], idle: &[u32], span: &Range<usize>) -> Work {
     let mut rows = Vec::new();
     let mut by_expert: Vec<(u32, u32, f32)> = Vec::new();
     for row in span.clone() {
@@ -102,15 +102,15 @@ pub fn build(shape: &ModelShape, choices: &Choices, groups: &[u32], idle: &[u32]
 
 impl Work {
     /// (row, expert) pairs.
-    pub fn pairs(&self) -> usize {
+    pub(crate) fn pairs(&self) -> usize {
         self.row_index.len()
     }
 
     /// The message. The rows are copied only where they are not all rows of the layer.
-    pub fn batch(&self, shape: &ModelShape, input: &LayerInput, id: WorkId, budget_us: u64) -> ExpertBatch {
+    pub(crate) fn batch(&self, shape: &ModelShape, input: &LayerInput, id: WorkId, budget_us: u64) -> ExpertBatch {
         ExpertBatch {
             id: Some(id),
-            activation: input::activation(input.activation).into(),
+            activation: Activation::from(input.activation).into(),
             rows: self.rows.len() as u32,
             hidden: shape.hidden as u32,
             x: self.gather(&input.x, shape.hidden * input.activation.size(), input.rows),
@@ -142,7 +142,7 @@ impl Work {
     }
 
     /// The sums that a right answer holds, ascending.
-    pub fn expected(&self, shape: &ModelShape) -> Vec<ExpectedSum> {
+    pub(crate) fn expected(&self, shape: &ModelShape) -> Vec<ExpectedSum> {
         let held: Vec<usize> = self.groups.iter().map(|g| *g as usize).collect();
         let mut touched = vec![false; self.rows.len()];
         let mut sums = Vec::new();
