@@ -1,5 +1,29 @@
 //! Gate selection, plan, scatter and combine of one MoE layer.
+//!
+//! A [`Dispatcher`] takes the gate logits and inputs of one layer, chooses experts ([`gate`]), picks one replica per
+//! cell ([`plan`]), sends each shard the rows it needs, and adds the partial sums over the cell tree ([`combine`]).
 
+mod answer;
+mod call;
+pub mod combine;
+mod config;
+mod dispatcher;
+mod error;
+pub mod gate;
+mod grpc;
+mod health;
+mod input;
 mod link;
+mod metrics;
+pub mod plan;
+mod predict;
+mod shape;
+mod shards;
+mod work;
 
+pub use config::DispatchConfig;
+pub use dispatcher::Dispatcher;
+pub use error::MoeError;
+pub use grpc::{DispatchService, GrpcShards, RemoteConfig, RemoteDispatch, serve_dispatch};
 pub use link::{LinkError, MoeLink, ShardConnector, ShardLink};
+pub use shape::{GateConfig, ModelShape, WeightRule};

@@ -25,6 +25,11 @@ pub trait ShardLink: Send + Sync + 'static {
     /// # Errors
     /// When the link is lost. What the shard itself says stands in [`ExpertResult::error`].
     async fn compute(&self, batch: ExpertBatch) -> Result<ExpertResult, LinkError>;
+
+    /// Whether the other side is still there, as far as is known without asking.
+    fn alive(&self) -> bool {
+        true
+    }
 }
 
 /// Makes links to members.

@@ -1,0 +1,253 @@
+//! The compute thread: takes what waits for one layer, runs it as one grouped FFN, answers.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use conclave_cluster::MemberState;
+use conclave_dispatch::ModelShape;
+use conclave_kernels::{Device, Ffn};
+use conclave_proto::v1::{Activation, ExpertBatch, ExpertResult, PartialSum, WorkError, WorkErrorKind};
+use tokio::sync::{Notify, oneshot, watch};
+use tracing::Span;
+
+use crate::cells::Cells;
+use crate::merge::{self, Scratch};
+use crate::metrics::Metrics;
+use crate::queue::LayerQueues;
+use crate::validate::work_error;
+
+/// A checked batch that waits. It keeps the cells that it was accepted for.
+pub(crate) struct Job<M> {
+    pub(crate) batch: ExpertBatch,
+    pub(crate) cells: Arc<Cells<M>>,
+    pub(crate) arrived: Instant,
+    pub(crate) reply: oneshot::Sender<ExpertResult>,
+    pub(crate) span: Span,
+}
+
+/// What the service and its compute thread share.
+pub(crate) struct Shared<M> {
+    state: Mutex<State<M>>,
+    ready: Condvar,
+    /// Told whenever nothing is left to do.
+    idle: Notify,
+    metrics: Metrics,
+}
+
+struct State<M> {
+    queues: LayerQueues<Job<M>>,
+    /// Taken from the queues and not yet answered.
+    running: usize,
+    closed: bool,
+}
+
+/// Why a job was not queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The bound on waiting rows is reached.
+    Full { waiting: usize },
+    /// The compute thread has ended.
+    Closed,
+}
+
+impl<M> Shared<M> {
+    pub(crate) fn new(queue_rows: usize, metrics: Metrics) -> Arc<Self> {
+        let state = State { queues: LayerQueues::new(queue_rows), running: 0, closed: false };
+        Arc::new(Self { state: Mutex::new(state), ready: Condvar::new(), idle: Notify::new(), metrics })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<M>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn push(&self, layer: u32, job: Job<M>) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Refusal::Closed);
+        }
+        let waiting = state.queues.rows();
+        if !state.queues.push(layer, job.batch.rows as usize, job) {
+            return Err(Refusal::Full { waiting });
+        }
+        self.metrics.queue_rows.set(state.queues.rows() as i64);
+        self.ready.notify_one();
+        Ok(())
+    }
+
+    pub(crate) fn queued_rows(&self) -> u32 {
+        self.lock().queues.rows() as u32
+    }
+
+    /// Ends the compute thread; what waits is dropped.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        state.queues.clear();
+        self.ready.notify_all();
+        self.idle.notify_waiters();
+    }
+
+    /// Resolves when nothing waits and nothing runs.
+    pub(crate) async fn drained(&self) {
+        loop {
+            let idle = self.idle.notified();
+            {
+                let state = self.lock();
+                if state.closed || (state.running == 0 && state.queues.rows() == 0) {
+                    return;
+                }
+            }
+            idle.await;
+        }
+    }
+
+    /// Waits for work. `None` when closed.
+    fn take(&self, merge_rows: usize) -> Option<(u32, Vec<Job<M>>)> {
+        let mut state = self.lock();
+        loop {
+            if state.closed {
+                return None;
+            }
+            if let Some((layer, jobs)) = state.queues.take(merge_rows) {
+                state.running = jobs.len();
+                self.metrics.queue_rows.set(state.queues.rows() as i64);
+                return Some((layer, jobs));
+            }
+            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn finished(&self) {
+        let mut state = self.lock();
+        state.running = 0;
+        if state.queues.rows() == 0 {
+            self.idle.notify_waiters();
+        }
+    }
+}
+
+/// Everything that the compute thread works with.
+pub(crate) struct Worker<D: Device> {
+    pub(crate) device: Arc<D>,
+    pub(crate) shape: ModelShape,
+    pub(crate) shared: Arc<Shared<D::Matrix>>,
+    pub(crate) merge_rows: usize,
+    pub(crate) metrics: Metrics,
+    pub(crate) member_state: watch::Sender<MemberState>,
+}
+
+/// Makes the shard leave when its compute thread ends, however it ends.
+struct Ending<'a, D: Device>(&'a Worker<D>);
+
+impl<D: Device> Drop for Ending<'_, D> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("compute thread has panicked");
+        }
+        self.0.member_state.send_replace(MemberState::Leaving);
+        self.0.shared.close();
+    }
+}
+
+impl<D: Device> Worker<D> {
+    /// Runs until the service closes the queue.
+    pub(crate) fn run(self) {
+        let _ending = Ending(&self);
+        let mut scratch = Scratch::default();
+        while let Some((layer, jobs)) = self.shared.take(self.merge_rows) {
+            let now = Instant::now();
+            let wanted: Vec<Job<D::Matrix>> = jobs.into_iter().filter_map(|job| self.still_wanted(job, now)).collect();
+            if !wanted.is_empty() {
+                self.compute(layer, wanted, &mut scratch);
+            }
+            self.shared.finished();
+        }
+    }
+
+    /// Leaves out what nobody waits for and answers what is too late.
+    fn still_wanted(&self, job: Job<D::Matrix>, now: Instant) -> Option<Job<D::Matrix>> {
+        if job.reply.is_closed() {
+            self.metrics.dropped.inc();
+            return None;
+        }
+        let waited = now.saturating_duration_since(job.arrived);
+        let budget = Duration::from_micros(job.batch.budget_us);
+        if job.batch.budget_us != 0 && waited >= budget {
+            self.metrics.refused.with_label_values(&["expired"]).inc();
+            let message = format!("budget of {} ms spent in the queue", budget.as_millis());
+            let error = work_error(WorkErrorKind::Expired, message);
+            let answer = failed(&job.batch, error, self.shared.queued_rows());
+            let _ = job.reply.send(answer);
+            return None;
+        }
+        Some(job)
+    }
+
+    fn compute(&self, layer: u32, jobs: Vec<Job<D::Matrix>>, scratch: &mut Scratch) {
+        let started = Instant::now();
+        let batches: Vec<&ExpertBatch> = jobs.iter().map(|job| &job.batch).collect();
+        let expert = |job: usize, expert: u32| -> Option<&Ffn<D::Matrix>> {
+            jobs[job].cells.get(self.shape.group_of(expert))?.expert(layer, expert)
+        };
+        let sums = merge::run(&*self.device, &self.shape, scratch, &batches, expert);
+        let busy = started.elapsed();
+        self.observe(&jobs, busy);
+        let queued_rows = self.shared.queued_rows();
+        for (job, sums) in jobs.into_iter().zip(sums) {
+            self.answer(job, sums, Times { started, busy }, queued_rows);
+        }
+    }
+
+    fn answer(&self, job: Job<D::Matrix>, sums: Vec<PartialSum>, times: Times, queued_rows: u32) {
+        let waited = times.started.saturating_duration_since(job.arrived);
+        self.metrics.queue_seconds.observe(waited.as_secs_f64());
+        let (queue_us, busy_us) = (waited.as_micros() as u64, times.busy.as_micros() as u64);
+        job.span.record("queue_us", queue_us).record("busy_us", busy_us);
+        let result = ExpertResult {
+            id: job.batch.id,
+            activation: Activation::from(self.device.activation()).into(),
+            hidden: job.batch.hidden,
+            sums,
+            error: None,
+            queue_us,
+            busy_us,
+            queued_rows,
+        };
+        // The caller may have gone away meanwhile.
+        let _ = job.reply.send(result);
+    }
+
+    /// Counts rows and busy time; the time is shared out by pairs.
+    fn observe(&self, jobs: &[Job<D::Matrix>], busy: Duration) {
+        let rows: u32 = jobs.iter().map(|job| job.batch.rows).sum();
+        self.metrics.merged_rows.observe(f64::from(rows));
+        self.metrics.merged_batches.observe(jobs.len() as f64);
+        self.metrics.busy_seconds.observe(busy.as_secs_f64());
+        let all: usize = jobs.iter().map(|job| job.batch.row_index.len()).sum();
+        for job in jobs {
+            let counts = job.batch.experts.iter().zip(&job.batch.counts).collect::<Vec<_>>();
+            for same in counts.chunk_by(|a, b| self.shape.group_of(*a.0) == self.shape.group_of(*b.0)) {
+                let Some(cell) = job.cells.get(self.shape.group_of(*same[0].0)) else { continue };
+                let pairs: u64 = same.iter().map(|(_, count)| u64::from(**count)).sum();
+                let share = busy.mul_f64(pairs as f64 / all.max(1) as f64);
+                cell.rows.fetch_add(pairs, Ordering::Relaxed);
+                cell.busy_us.fetch_add(share.as_micros() as u64, Ordering::Relaxed);
+                let name = cell.id.to_string();
+                self.metrics.cell_rows.with_label_values(&[&name]).inc_by(pairs);
+                self.metrics.cell_busy.with_label_values(&[&name]).inc_by(share.as_secs_f64());
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Times {
+    started: Instant,
+    busy: Duration,
+}
+
+/// The answer to a batch that was not computed.
+pub(crate) fn failed(batch: &ExpertBatch, error: WorkError, queued_rows: u32) -> ExpertResult {
+    ExpertResult { id: batch.id, error: Some(error), queued_rows, ..ExpertResult::default() }
+}

@@ -1,0 +1,156 @@
+//! Many batches of one layer as one grouped FFN, and each batch's partial sums out of it.
+//!
+//! A *slot* is the weighted sum of one row's experts in one group. It is filled in ascending order of expert id whoever
+//! else is in the batch, so that merging changes no bit.
+
+use conclave_dispatch::ModelShape;
+use conclave_kernels::cell_tree::{self, Node};
+use conclave_kernels::{Device, Dtype, ExpertRows, Ffn, activation};
+use conclave_proto::v1::{ExpertBatch, PartialSum};
+
+/// No expert of this group for this row.
+const NONE: u32 = u32::MAX;
+
+/// Buffers kept from one grouped FFN to the next.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    x: Vec<f32>,
+    out: Vec<f32>,
+    rows: Vec<u32>,
+    weights: Vec<f32>,
+    slots: Vec<u32>,
+    /// Slot of each row and group of each batch: `[batch][row][group of the batch]`.
+    leaves: Vec<u32>,
+    runs: Vec<Run>,
+}
+
+/// The rows of one expert in one batch.
+#[derive(Clone, Copy)]
+struct Run {
+    expert: u32,
+    batch: usize,
+    start: usize,
+    len: usize,
+}
+
+/// Where a batch's rows and leaves lie in the merged buffers.
+#[derive(Clone, Copy)]
+struct Place {
+    first_row: u32,
+    first_leaf: usize,
+}
+
+/// Runs checked batches of one layer together. `experts(batch, expert)` finds an expert's weights.
+///
+/// Returns the partial sums of each batch.
+pub(crate) fn run<'m, D: Device>(
+    device: &D,
+    shape: &ModelShape,
+    scratch: &mut Scratch,
+    batches: &[&ExpertBatch],
+    experts: impl Fn(usize, u32) -> Option<&'m Ffn<D::Matrix>>,
+) -> Vec<Vec<PartialSum>> {
+    let act = device.activation();
+    let places = gather(shape, act, scratch, batches);
+    let Scratch { x, out, rows, weights, slots, leaves, runs } = scratch;
+    rows.clear();
+    weights.clear();
+    slots.clear();
+    let mut spans = Vec::new();
+    let mut next_slot = 0;
+    for same in runs.chunk_by(|a, b| a.expert == b.expert) {
+        let begin = rows.len();
+        for run in same {
+            let (batch, place) = (batches[run.batch], places[run.batch]);
+            let group = position(&batch.groups, shape.group_of(run.expert));
+            for at in run.start..run.start + run.len {
+                let row = batch.row_index[at];
+                let leaf = &mut leaves[place.first_leaf + row as usize * batch.groups.len() + group];
+                if *leaf == NONE {
+                    *leaf = next_slot;
+                    next_slot += 1;
+                }
+                rows.push(place.first_row + row);
+                weights.push(batch.weights[at]);
+                slots.push(*leaf);
+            }
+        }
+        spans.push((same[0], begin..rows.len()));
+    }
+    out.clear();
+    out.resize(next_slot as usize * shape.hidden, 0.0);
+    let grouped: Vec<ExpertRows<'_, D::Matrix>> = spans
+        .iter()
+        .filter_map(|(run, span)| {
+            let (rows, weights, slots) = (&rows[span.clone()], &weights[span.clone()], &slots[span.clone()]);
+            Some(ExpertRows { ffn: experts(run.batch, run.expert)?, rows, weights, slots })
+        })
+        .collect();
+    device.grouped_ffn(x, &grouped, out);
+    activation::round(act, out);
+    let sums = Sums { shape, act, out };
+    batches.iter().zip(&places).map(|(batch, place)| sums.of(batch, &leaves[place.first_leaf..])).collect()
+}
+
+/// Decodes all rows one after another and sorts the runs by expert.
+fn gather(shape: &ModelShape, act: Dtype, scratch: &mut Scratch, batches: &[&ExpertBatch]) -> Vec<Place> {
+    let Scratch { x, leaves, runs, .. } = scratch;
+    x.clear();
+    leaves.clear();
+    runs.clear();
+    let mut places = Vec::with_capacity(batches.len());
+    for (index, batch) in batches.iter().enumerate() {
+        places.push(Place { first_row: (x.len() / shape.hidden) as u32, first_leaf: leaves.len() });
+        activation::decode(act, &batch.x, x);
+        leaves.resize(leaves.len() + batch.rows as usize * batch.groups.len(), NONE);
+        let mut start = 0;
+        for (&expert, &count) in batch.experts.iter().zip(&batch.counts) {
+            runs.push(Run { expert, batch: index, start, len: count as usize });
+            start += count as usize;
+        }
+    }
+    runs.sort_by_key(|run| (run.expert, run.batch));
+    places
+}
+
+fn position(groups: &[u32], group: u32) -> usize {
+    groups.partition_point(|g| *g < group)
+}
+
+/// Filled slots, to be added up.
+struct Sums<'a> {
+    shape: &'a ModelShape,
+    act: Dtype,
+    out: &'a [f32],
+}
+
+impl Sums<'_> {
+    /// One sum per maximal subtree of the batch's groups; rows without an expert in it are left out.
+    fn of(&self, batch: &ExpertBatch, leaves: &[u32]) -> Vec<PartialSum> {
+        let (groups, hidden) = (self.shape.groups, self.shape.hidden);
+        let held: Vec<usize> = batch.groups.iter().map(|group| *group as usize).collect();
+        let mut sums = Vec::new();
+        let mut parts: Vec<(Node, &[f32])> = Vec::new();
+        let mut total = vec![0f32; hidden];
+        for node in cell_tree::maximal_nodes(groups, &held) {
+            let columns = position(&batch.groups, node.first as u32)..position(&batch.groups, node.last as u32);
+            let mut row_index = Vec::new();
+            let mut sum = Vec::new();
+            for (row, slots) in leaves.chunks(held.len()).take(batch.rows as usize).enumerate() {
+                parts.clear();
+                for column in columns.clone().filter(|column| slots[*column] != NONE) {
+                    let (group, slot) = (held[column], slots[column] as usize);
+                    parts.push((Node { first: group, last: group + 1 }, &self.out[slot * hidden..(slot + 1) * hidden]));
+                }
+                if cell_tree::sum_into(self.act, groups, node, &parts, &mut total) {
+                    row_index.push(row as u32);
+                    activation::encode_into(self.act, &total, &mut sum);
+                }
+            }
+            if !row_index.is_empty() {
+                sums.push(PartialSum { first: node.first as u32, last: node.last as u32, row_index, sum: sum.into() });
+            }
+        }
+        sums
+    }
+}

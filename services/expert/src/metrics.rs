@@ -1,0 +1,66 @@
+//! What an expert process counts.
+
+use prometheus::core::Collector;
+use prometheus::{
+    CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    exponential_buckets,
+};
+
+/// Metrics of one expert service.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub(crate) cell_rows: IntCounterVec,
+    pub(crate) cell_busy: CounterVec,
+    pub(crate) cell_bytes: IntGaugeVec,
+    pub(crate) merged_rows: Histogram,
+    pub(crate) merged_batches: Histogram,
+    pub(crate) queue_rows: IntGauge,
+    pub(crate) queue_seconds: Histogram,
+    pub(crate) busy_seconds: Histogram,
+    pub(crate) refused: IntCounterVec,
+    pub(crate) dropped: IntCounter,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers those whose names are free: with several services in one process the later ones
+    /// count unseen.
+    pub(crate) fn new(registry: &Registry) -> Self {
+        let maker = Maker(registry);
+        let seconds = || exponential_buckets(50e-6, 2.0, 18).unwrap_or_default();
+        let counts = || exponential_buckets(1.0, 2.0, 13).unwrap_or_default();
+        let cell = &["cell"][..];
+        Self {
+            cell_rows: maker.add(IntCounterVec::new(opts("cell_rows_total", "(row, expert) pairs computed."), cell)),
+            cell_busy: maker.add(CounterVec::new(opts("cell_busy_seconds_total", "Time in the grouped FFN."), cell)),
+            cell_bytes: maker.add(IntGaugeVec::new(opts("cell_bytes", "Weights resident."), cell)),
+            merged_rows: maker.histogram("merged_rows", "Rows of one grouped FFN.", counts()),
+            merged_batches: maker.histogram("merged_batches", "Batches merged into one grouped FFN.", counts()),
+            queue_rows: maker.add(IntGauge::with_opts(opts("queue_rows", "Rows that wait."))),
+            queue_seconds: maker.histogram("queue_seconds", "Wait of a batch before its grouped FFN.", seconds()),
+            busy_seconds: maker.histogram("busy_seconds", "Time of one grouped FFN.", seconds()),
+            refused: maker.add(IntCounterVec::new(opts("refused_total", "Batches refused, by reason."), &["reason"])),
+            dropped: maker.add(IntCounter::with_opts(opts("dropped_total", "Batches whose caller went away."))),
+        }
+    }
+}
+
+struct Maker<'a>(&'a Registry);
+
+impl Maker<'_> {
+    fn add<M: Collector + Clone + 'static>(&self, made: Result<M, prometheus::Error>) -> M {
+        let metric = made.expect("metric names and labels are constants");
+        if let Err(error) = self.0.register(Box::new(metric.clone())) {
+            tracing::debug!(%error, "metric not registered");
+        }
+        metric
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
+        let Opts { name, help, .. } = opts(name, help);
+        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(format!("conclave_expert_{name}"), help)
+}

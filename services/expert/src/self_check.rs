@@ -1,0 +1,79 @@
+//! Does the device compute what the definition says, with the weights as they lie in memory?
+
+use std::sync::Arc;
+
+use conclave_dispatch::ModelShape;
+use conclave_kernels::{Device, Dtype, ExpertRows, Pool, Reference, activation};
+use conclave_model::Checkpoint;
+
+use crate::cells::{Cell, load_expert};
+use crate::error::ExpertError;
+
+const ROWS: usize = 3;
+
+/// Runs every expert of one of the cell's layers on a few rows: finite, and for one expert as the definition has it.
+pub(crate) fn check<D: Device>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    shape: &ModelShape,
+    cell: &Cell<D::Matrix>,
+) -> Result<(), ExpertError> {
+    let group = cell.id.group.index();
+    let layers: Vec<usize> = (0..shape.moe.len()).filter(|layer| shape.moe[*layer]).collect();
+    let Some(&layer) = layers.get(group % layers.len().max(1)) else { return Ok(()) };
+    let first = group * shape.group_size();
+    let mut x = samples(group as u64, ROWS * shape.hidden);
+    activation::round(device.activation(), &mut x);
+    let compared = first + group % shape.group_size();
+    for expert in first..first + shape.group_size() {
+        let Some(ffn) = cell.expert(layer as u32, expert as u32) else { continue };
+        let mut found = vec![0f32; x.len()];
+        let rows: Vec<u32> = (0..ROWS as u32).collect();
+        device.grouped_ffn(&x, &[ExpertRows { ffn, rows: &rows, weights: &[1.0; ROWS], slots: &rows }], &mut found);
+        if found.iter().any(|value| !value.is_finite()) {
+            return Err(ExpertError::NotFinite { cell: cell.id, layer });
+        }
+        if expert == compared {
+            compare(device, &definition(checkpoint, cell, layer, expert, &x)?, &found).map_err(
+                |(found, expected)| ExpertError::Disagrees { cell: cell.id, layer, expert, found, expected },
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// The same expert on the reference device, from the checkpoint's bytes.
+fn definition<M>(
+    checkpoint: &Checkpoint,
+    cell: &Cell<M>,
+    layer: usize,
+    expert: usize,
+    x: &[f32],
+) -> Result<Vec<f32>, ExpertError> {
+    let reference = Reference::new(Arc::clone(&Pool::new(1)?));
+    let ffn = load_expert(&reference, checkpoint, cell.id, layer, expert)?;
+    let mut expected = vec![0f32; x.len()];
+    reference.ffn(x, &ffn, &mut expected);
+    Ok(expected)
+}
+
+/// The error holds the largest difference and the tolerance, both as a part of the largest value.
+fn compare<D: Device>(device: &D, expected: &[f32], found: &[f32]) -> Result<(), (f32, f32)> {
+    let tolerance = match device.activation() {
+        Dtype::F32 => 1e-4,
+        Dtype::Bf16 => 3e-2,
+    };
+    let largest = expected.iter().fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));
+    let difference = expected.iter().zip(found).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+    if difference / largest > tolerance { Err((difference / largest, tolerance)) } else { Ok(()) }
+}
+
+/// Values in [-1, 1), the same ones for the same seed (a 64-bit linear congruential generator, upper bits).
+fn samples(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(1);
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(next).collect()
+}

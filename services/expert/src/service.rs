@@ -1,0 +1,275 @@
+//! The service: accepts batches, holds cells, leaves in order.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use conclave_cluster::MemberState;
+use conclave_dispatch::{LinkError, ModelShape, ShardLink};
+use conclave_kernels::Device;
+use conclave_model::Checkpoint;
+use conclave_proto::CellId;
+use conclave_proto::v1::{CellLoad, ExpertBatch, ExpertResult, ExpertStatus, WorkError, WorkErrorKind};
+use conclave_serve::telemetry;
+use prometheus::Registry;
+use tokio::sync::{Mutex, oneshot, watch};
+
+use crate::cells::{self, Cells};
+use crate::compute::{Job, Refusal, Shared, Worker, failed};
+use crate::config::ExpertConfig;
+use crate::error::ExpertError;
+use crate::metrics::Metrics;
+use crate::self_check;
+use crate::validate::{self, Expected, work_error};
+
+/// An expert shard.
+pub struct ExpertService<D: Device> {
+    config: ExpertConfig,
+    device: Arc<D>,
+    checkpoint: Arc<Checkpoint>,
+    shape: ModelShape,
+    shared: Arc<Shared<D::Matrix>>,
+    cells: RwLock<Arc<Cells<D::Matrix>>>,
+    /// Held while cells change: one change at a time.
+    changing: Mutex<()>,
+    held: watch::Sender<Vec<CellId>>,
+    state: watch::Sender<MemberState>,
+    metrics: Metrics,
+}
+
+impl<D: Device> ExpertService<D> {
+    /// Loads the cells and starts the compute thread. Blocks while it reads the weights.
+    ///
+    /// # Errors
+    /// When a cell is not in the model, its weights cannot be read or do not fit, or there is no thread.
+    pub fn start(
+        config: ExpertConfig,
+        device: Arc<D>,
+        checkpoint: Arc<Checkpoint>,
+        cells: &[CellId],
+        registry: &Registry,
+    ) -> Result<Arc<Self>, ExpertError> {
+        let shape = ModelShape::new(checkpoint.config())
+            .ok_or_else(|| ExpertError::Dense(checkpoint.dir().display().to_string()))?;
+        let metrics = Metrics::new(registry);
+        let service = Arc::new(Self {
+            shared: Shared::new(config.queue_rows, metrics.clone()),
+            cells: RwLock::new(Arc::new(Cells::new(shape.groups))),
+            changing: Mutex::default(),
+            held: watch::Sender::new(Vec::new()),
+            state: watch::Sender::new(MemberState::Loading),
+            config,
+            device,
+            checkpoint,
+            shape,
+            metrics,
+        });
+        service.load(cells)?;
+        let worker = Worker {
+            device: service.device.clone(),
+            shape: service.shape.clone(),
+            shared: service.shared.clone(),
+            merge_rows: service.config.merge_rows,
+            metrics: service.metrics.clone(),
+            member_state: service.state.clone(),
+        };
+        std::thread::Builder::new().name("expert-compute".to_owned()).spawn(move || worker.run())?;
+        service.state.send_replace(MemberState::Ready);
+        Ok(service)
+    }
+
+    /// Compares the device with the definition on a few rows of each cell. Blocks.
+    ///
+    /// # Errors
+    /// When a result is not finite or too far off.
+    pub fn self_check(&self) -> Result<(), ExpertError> {
+        let cells = self.cells();
+        cells.iter().try_for_each(|cell| self_check::check(&*self.device, &self.checkpoint, &self.shape, cell))
+    }
+
+    /// Loads and checks cells, then serves them. Blocks while it reads the weights.
+    fn load(&self, ids: &[CellId]) -> Result<(), ExpertError> {
+        cells::check_ids(&self.shape, ids)?;
+        let held = self.cells().ids();
+        let mut loaded = Vec::new();
+        for &id in ids.iter().filter(|id| !held.contains(id)) {
+            let started = Instant::now();
+            let cell = cells::load(&*self.device, &self.checkpoint, &self.shape, id)?;
+            self_check::check(&*self.device, &self.checkpoint, &self.shape, &cell)?;
+            self.metrics.cell_bytes.with_label_values(&[&id.to_string()]).set(cell.bytes as i64);
+            tracing::info!(cell = %id, bytes = cell.bytes, ms = started.elapsed().as_millis() as u64, "cell loaded");
+            loaded.push(cell);
+        }
+        self.replace(self.cells().with(loaded));
+        Ok(())
+    }
+
+    /// Takes cells on beside those held. What is held already is left as it is.
+    ///
+    /// # Errors
+    /// As for [`Self::start`]; nothing has changed then.
+    pub async fn load_cells(self: &Arc<Self>, ids: Vec<CellId>) -> Result<Vec<CellId>, ExpertError> {
+        let _changing = self.changing.lock().await;
+        if *self.state.borrow() == MemberState::Leaving {
+            return Err(ExpertError::Leaving);
+        }
+        let service = self.clone();
+        let loading = tokio::task::spawn_blocking(move || service.load(&ids));
+        loading.await.map_err(std::io::Error::other)??;
+        Ok(self.cells().ids())
+    }
+
+    /// Gives cells up. Work accepted for them is finished; then their memory is free.
+    ///
+    /// # Errors
+    /// When the model has no such cell.
+    pub async fn unload_cells(&self, ids: &[CellId]) -> Result<Vec<CellId>, ExpertError> {
+        let _changing = self.changing.lock().await;
+        cells::check_ids(&self.shape, ids)?;
+        self.replace(self.cells().without(ids));
+        for id in ids {
+            let _ = self.metrics.cell_bytes.remove_label_values(&[&id.to_string()]);
+        }
+        Ok(self.cells().ids())
+    }
+
+    fn replace(&self, cells: Cells<D::Matrix>) {
+        let ids = cells.ids();
+        *self.cells.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(cells);
+        self.held.send_replace(ids);
+    }
+
+    pub(crate) fn cells(&self) -> Arc<Cells<D::Matrix>> {
+        self.cells.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes no new work from now on; resolves when the work it has is done.
+    pub async fn drain(&self) {
+        self.state.send_replace(MemberState::Leaving);
+        self.shared.drained().await;
+    }
+
+    /// Where the shard is in its life. It leaves when drained, and when its compute thread ends.
+    pub fn state(&self) -> watch::Receiver<MemberState> {
+        self.state.subscribe()
+    }
+
+    /// The cells held, ascending.
+    pub fn held(&self) -> watch::Receiver<Vec<CellId>> {
+        self.held.subscribe()
+    }
+
+    /// Id of this member.
+    pub fn instance(&self) -> &str {
+        &self.config.instance
+    }
+
+    /// Fingerprint of the checkpoint.
+    pub fn fingerprint(&self) -> &str {
+        self.checkpoint.fingerprint()
+    }
+
+    /// What it holds and how it is loaded.
+    pub fn status(&self) -> ExpertStatus {
+        let state = match *self.state.borrow() {
+            MemberState::Loading => "loading",
+            MemberState::Ready => "ready",
+            MemberState::Leaving => "leaving",
+        };
+        let cells = self.cells();
+        let loads = cells.iter().map(|cell| CellLoad {
+            cell: Some(cell.id.into()),
+            rows: cell.rows.load(Ordering::Relaxed),
+            busy_us: cell.busy_us.load(Ordering::Relaxed),
+            bytes: cell.bytes,
+        });
+        ExpertStatus {
+            instance: self.config.instance.clone(),
+            fingerprint: self.fingerprint().to_owned(),
+            numerics: self.device.numerics(),
+            state: state.to_owned(),
+            cells: loads.collect(),
+            queued_rows: self.shared.queued_rows(),
+        }
+    }
+
+    /// Runs one batch; what is wrong with it stands in the answer. Dropping the future drops the work if it still waits.
+    pub async fn run(&self, batch: ExpertBatch) -> ExpertResult {
+        let id = batch.id;
+        match self.submit(batch) {
+            Ok(answer) => answer.await.unwrap_or_else(|_| {
+                let error = work_error(WorkErrorKind::Internal, "the compute thread has ended");
+                ExpertResult { id, error: Some(error), ..ExpertResult::default() }
+            }),
+            Err(refused) => *refused,
+        }
+    }
+
+    /// Checks a batch and queues it.
+    fn submit(&self, batch: ExpertBatch) -> Result<oneshot::Receiver<ExpertResult>, Box<ExpertResult>> {
+        let refuse = |batch: &ExpertBatch, error: WorkError| {
+            let reason = error.kind().as_str_name().trim_start_matches("WORK_ERROR_KIND_").to_ascii_lowercase();
+            self.metrics.refused.with_label_values(&[&reason]).inc();
+            Box::new(failed(batch, error, self.shared.queued_rows()))
+        };
+        let cells = self.cells();
+        let layer = self.check(&batch, &cells).map_err(|error| refuse(&batch, error))?;
+        let span = tracing::info_span!(
+            "expert",
+            layer,
+            rows = batch.rows,
+            queue_us = tracing::field::Empty,
+            busy_us = tracing::field::Empty
+        );
+        telemetry::set_parent(&span, &batch.traceparent);
+        let (reply, answer) = oneshot::channel();
+        let header = ExpertBatch { id: batch.id, ..ExpertBatch::default() };
+        let job = Job { batch, cells, arrived: Instant::now(), reply, span };
+        match self.shared.push(layer, job) {
+            Ok(()) => Ok(answer),
+            Err(Refusal::Full { waiting }) => {
+                let message = format!("queue: {waiting} rows wait, at most {}", self.config.queue_rows);
+                Err(refuse(&header, work_error(WorkErrorKind::Overloaded, message)))
+            }
+            Err(Refusal::Closed) => {
+                Err(refuse(&header, work_error(WorkErrorKind::Internal, "the compute thread has ended")))
+            }
+        }
+    }
+
+    /// The layer of a batch that can be run here.
+    fn check(&self, batch: &ExpertBatch, cells: &Cells<D::Matrix>) -> Result<u32, WorkError> {
+        if *self.state.borrow() == MemberState::Leaving {
+            return Err(work_error(WorkErrorKind::Leaving, "this shard is leaving"));
+        }
+        let activation = self.device.activation();
+        let expected = Expected { shape: &self.shape, activation, max_rows: self.config.max_rows };
+        validate::check(&expected, batch)?;
+        match batch.groups.iter().find(|group| cells.get(**group).is_none()) {
+            Some(group) => {
+                let held: Vec<String> = cells.ids().iter().map(ToString::to_string).collect();
+                let message = format!("cell {}: not held here (held: {})", self.shape.cell(*group), held.join(", "));
+                Err(work_error(WorkErrorKind::NotHeld, message))
+            }
+            None => Ok(batch.id.unwrap_or_default().layer),
+        }
+    }
+}
+
+impl<D: Device> Drop for ExpertService<D> {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+#[async_trait]
+impl<D: Device> ShardLink for ExpertService<D> {
+    async fn compute(&self, batch: ExpertBatch) -> Result<ExpertResult, LinkError> {
+        Ok(self.run(batch).await)
+    }
+
+    fn alive(&self) -> bool {
+        *self.state.borrow() != MemberState::Leaving
+    }
+}

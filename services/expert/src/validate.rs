@@ -1,0 +1,128 @@
+//! Is a batch what it has to be? Pure; nothing that comes in here makes it panic.
+
+use conclave_dispatch::ModelShape;
+use conclave_kernels::Dtype;
+use conclave_proto::v1::{Activation, ExpertBatch, WorkError, WorkErrorKind};
+
+/// What a batch has to fit.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// Of the model.
+    pub shape: &'a ModelShape,
+    /// Activation type of the device.
+    pub activation: Dtype,
+    /// Rows of a batch at most.
+    pub max_rows: usize,
+}
+
+/// An error of one kind.
+pub fn work_error(kind: WorkErrorKind, message: impl Into<String>) -> WorkError {
+    WorkError { kind: kind.into(), message: message.into() }
+}
+
+/// Checks every field of a batch.
+///
+/// # Errors
+/// `INVALID`, naming the field, what was found and what was expected.
+pub fn check(expected: &Expected<'_>, batch: &ExpertBatch) -> Result<(), WorkError> {
+    check_rows(expected, batch)
+        .and_then(|()| check_groups(expected.shape, batch))
+        .and_then(|()| check_experts(expected.shape, batch))
+        .and_then(|()| check_pairs(expected.shape, batch))
+        .map_err(|message| work_error(WorkErrorKind::Invalid, message))
+}
+
+fn check_rows(expected: &Expected<'_>, batch: &ExpertBatch) -> Result<(), String> {
+    let shape = expected.shape;
+    let Some(id) = batch.id else { return Err("id: missing".to_owned()) };
+    if !shape.is_moe(id.layer) {
+        return Err(format!("id.layer: found {}, expected one with routed experts", id.layer));
+    }
+    let found = Activation::try_from(batch.activation).ok().and_then(|activation| Dtype::try_from(activation).ok());
+    if found != Some(expected.activation) {
+        let wanted = Activation::from(expected.activation).as_str_name();
+        return Err(format!("activation: found {}, expected {} ({wanted})", batch.activation, expected.activation));
+    }
+    let rows = batch.rows as usize;
+    if rows == 0 || rows > expected.max_rows {
+        return Err(format!("rows: found {rows}, expected 1 to {}", expected.max_rows));
+    }
+    if batch.hidden as usize != shape.hidden {
+        return Err(format!("hidden: found {}, expected {}", batch.hidden, shape.hidden));
+    }
+    let bytes = rows * shape.hidden * expected.activation.size();
+    if batch.x.len() != bytes {
+        return Err(format!("x: found {} bytes, expected {bytes}", batch.x.len()));
+    }
+    Ok(())
+}
+
+fn check_groups(shape: &ModelShape, batch: &ExpertBatch) -> Result<(), String> {
+    ascending("groups", &batch.groups)?;
+    below("groups", &batch.groups, shape.groups)?;
+    if batch.groups.is_empty() {
+        return Err("groups: found none, expected at least one".to_owned());
+    }
+    Ok(())
+}
+
+fn check_experts(shape: &ModelShape, batch: &ExpertBatch) -> Result<(), String> {
+    ascending("experts", &batch.experts)?;
+    below("experts", &batch.experts, shape.gate.experts)?;
+    if batch.experts.is_empty() {
+        return Err("experts: found none, expected at least one".to_owned());
+    }
+    let outside = batch.experts.iter().find(|e| batch.groups.binary_search(&shape.group_of(**e)).is_err());
+    match outside {
+        Some(expert) => {
+            let group = shape.group_of(*expert);
+            Err(format!("experts: found {expert} of group {group}, expected experts of the groups {:?}", batch.groups))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_pairs(shape: &ModelShape, batch: &ExpertBatch) -> Result<(), String> {
+    if batch.counts.len() != batch.experts.len() {
+        return Err(format!("counts: found {} values, expected {}", batch.counts.len(), batch.experts.len()));
+    }
+    let pairs: u64 = batch.counts.iter().map(|count| u64::from(*count)).sum();
+    if batch.row_index.len() as u64 != pairs {
+        return Err(format!("row_index: found {} values, expected {pairs}, the sum of counts", batch.row_index.len()));
+    }
+    if batch.weights.len() as u64 != pairs {
+        return Err(format!("weights: found {} values, expected {pairs}, the sum of counts", batch.weights.len()));
+    }
+    let most = u64::from(batch.rows) * shape.gate.top_k as u64;
+    if pairs > most {
+        return Err(format!("counts: found {pairs} in all, expected at most {most}"));
+    }
+    if let Some(at) = batch.weights.iter().position(|weight| !weight.is_finite()) {
+        return Err(format!("weights: found {} at {at}, expected a finite number", batch.weights[at]));
+    }
+    below("row_index", &batch.row_index, batch.rows as usize)?;
+    let mut rest = &batch.row_index[..];
+    for (&expert, &count) in batch.experts.iter().zip(&batch.counts) {
+        if count == 0 {
+            return Err(format!("counts: found 0 for expert {expert}, expected at least 1"));
+        }
+        let (rows, after) = rest.split_at(count as usize);
+        ascending("row_index", rows)?;
+        rest = after;
+    }
+    Ok(())
+}
+
+fn ascending(field: &str, values: &[u32]) -> Result<(), String> {
+    match values.windows(2).find(|pair| pair[0] >= pair[1]) {
+        Some(pair) => Err(format!("{field}: found {} after {}, expected ascending values", pair[1], pair[0])),
+        None => Ok(()),
+    }
+}
+
+fn below(field: &str, values: &[u32], limit: usize) -> Result<(), String> {
+    match values.iter().find(|value| **value as usize >= limit) {
+        Some(value) => Err(format!("{field}: found {value}, expected values below {limit}")),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,80 @@
+//! What dispatch counts.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
+};
+
+/// Metrics of one dispatcher.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub(crate) calls: IntCounterVec,
+    pub(crate) seconds: Histogram,
+    pub(crate) shard_seconds: HistogramVec,
+    pub(crate) shard_rows: IntCounterVec,
+    pub(crate) cell_rows: IntCounterVec,
+    pub(crate) retries: IntCounterVec,
+    pub(crate) hedges: IntCounter,
+    pub(crate) groups_per_row: Histogram,
+    pub(crate) groups_per_row_max: IntGauge,
+    pub(crate) shards_per_call: Histogram,
+    pub(crate) no_replica_waits: IntCounter,
+}
+
+impl Metrics {
+    /// Makes the metrics and registers those whose names are free: a second dispatcher of a process counts unseen.
+    pub(crate) fn new(registry: &Registry) -> Self {
+        let maker = Maker(registry);
+        let latency = || exponential_buckets(50e-6, 2.0, 18).unwrap_or_default();
+        let counts = || (1..=16).map(f64::from).collect::<Vec<_>>();
+        Self {
+            calls: maker.counters("calls_total", "Layer calls by outcome.", &["outcome"]),
+            seconds: maker.histogram("seconds", "Time of a layer call.", latency()),
+            shard_seconds: maker.histograms("shard_seconds", "Time until a shard's answer.", latency(), &["shard"]),
+            shard_rows: maker.counters("shard_rows_total", "Rows sent to a shard.", &["shard"]),
+            cell_rows: maker.counters("cell_rows_total", "(row, expert) pairs sent to a cell.", &["cell"]),
+            retries: maker.counters("retries_total", "Batches sent again, by reason.", &["reason"]),
+            hedges: maker.counter("hedges_total", "Batches sent to a second replica because the first was slow."),
+            groups_per_row: maker.histogram("groups_per_row", "Expert groups that a row of a layer touches.", counts()),
+            groups_per_row_max: maker.gauge("groups_per_row_max", "Most expert groups that a row has touched."),
+            shards_per_call: maker.histogram("shards_per_call", "Shards that took part in a layer call.", counts()),
+            no_replica_waits: maker.counter("no_replica_waits_total", "Waits for a cell without a usable replica."),
+        }
+    }
+}
+
+struct Maker<'a>(&'a Registry);
+
+impl Maker<'_> {
+    fn add<M: Collector + Clone + 'static>(&self, made: Result<M, prometheus::Error>) -> M {
+        let metric = made.expect("metric names and labels are constants");
+        if let Err(error) = self.0.register(Box::new(metric.clone())) {
+            tracing::debug!(%error, "metric not registered");
+        }
+        metric
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::new(full(name), help))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::new(full(name), help))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(full(name), help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
+        self.add(Histogram::with_opts(HistogramOpts::new(full(name), help).buckets(buckets)))
+    }
+
+    fn histograms(&self, name: &str, help: &str, buckets: Vec<f64>, labels: &[&str]) -> HistogramVec {
+        self.add(HistogramVec::new(HistogramOpts::new(full(name), help).buckets(buckets), labels))
+    }
+}
+
+fn full(name: &str) -> String {
+    format!("conclave_dispatch_{name}")
+}
