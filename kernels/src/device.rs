@@ -3,22 +3,7 @@
 //! Buffers between operations are f32. A device whose activation type is bf16 rounds where an operation says so.
 //! Every output element is accumulated in an order fixed by its own coordinates: never by the number of rows.
 
-use crate::{Dtype, KernelError};
-
-/// A weight as it lies in the checkpoint.
-#[derive(Debug, Clone, Copy)]
-pub struct Weight<'a> {
-    /// Stored element type.
-    pub dtype: Dtype,
-    /// `[rows, cols]`, row-major, any alignment.
-    pub data: &'a [u8],
-    /// Rows as stored.
-    pub rows: usize,
-    /// Columns as stored.
-    pub cols: usize,
-    /// The matrix wanted is the transpose of what is stored.
-    pub transposed: bool,
-}
+use crate::{Dtype, KernelError, RotaryTable, Weight};
 
 /// A SwiGLU block: `down( silu(gate·x) ⊙ (up·x) )`.
 #[derive(Debug)]
@@ -51,15 +36,6 @@ impl MlaShape {
     pub fn cached(&self) -> usize {
         self.latent + self.rope
     }
-}
-
-/// Cosines and sines of the rotary embedding, YaRN's factor included.
-#[derive(Debug, Clone)]
-pub struct RotaryTable {
-    /// `[positions, rope / 2]`
-    pub cos: Vec<f32>,
-    /// `[positions, rope / 2]`
-    pub sin: Vec<f32>,
 }
 
 /// The rows of one sequence within a step: consecutive positions of it.

@@ -2,6 +2,10 @@
 
 use std::fmt;
 
+use conclave_proto::v1::Activation;
+
+use crate::KernelError;
+
 /// An element type. Values are little-endian in memory and on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
@@ -27,5 +31,26 @@ impl fmt::Display for Dtype {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
         })
+    }
+}
+
+impl From<Dtype> for Activation {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl TryFrom<Activation> for Dtype {
+    type Error = KernelError;
+
+    fn try_from(activation: Activation) -> Result<Self, KernelError> {
+        match activation {
+            Activation::F32 => Ok(Self::F32),
+            Activation::Bf16 => Ok(Self::Bf16),
+            Activation::Unspecified => Err(KernelError::NoActivation),
+        }
     }
 }

@@ -1,11 +1,29 @@
 //! The operations of the model. Each has a plain Rust definition (`ops`, f32 throughout) which is its specification,
 //! and fast implementations per device.
 
+pub mod activation;
+mod arena;
+mod cache;
+pub mod cell_tree;
+
 mod device;
 mod dtype;
+mod grid;
+mod ops;
+mod panels;
+mod pool;
+mod reference;
+mod rotary;
+mod scratch;
+mod tasks;
+mod weight;
 
-pub use device::{Device, ExpertRows, Ffn, LatentWrite, MlaShape, RotaryTable, SequenceRows, Weight};
+pub use device::{Device, ExpertRows, Ffn, LatentWrite, MlaShape, SequenceRows};
 pub use dtype::Dtype;
+pub use pool::Pool;
+pub use reference::Reference;
+pub use rotary::RotaryTable;
+pub use weight::Weight;
 
 /// What can go wrong when a device is made or a weight is loaded; the operations themselves cannot fail.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +34,9 @@ pub enum KernelError {
     /// An instruction set that was asked for by name and is not there.
     #[error("instruction set {asked}: not available on this machine (found: {found})")]
     MissingIsa { asked: String, found: String },
+    /// A message that does not say which element type its payload has.
+    #[error("element type of a payload: unspecified (expected f32 or bf16)")]
+    NoActivation,
     /// The operating system gave no memory or thread.
     #[error("{what}: {source}")]
     Os { what: &'static str, source: std::io::Error },

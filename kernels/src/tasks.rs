@@ -1,0 +1,14 @@
+//! How work is cut into tasks. Cuts never go through a sum, so they change no bits.
+
+use crate::pool::Pool;
+
+/// Multiply-adds below which waking another thread costs more than it brings.
+const GRAIN: usize = 1 << 16;
+/// Tasks for each thread, so that one that is held up does not hold up all.
+const TASKS_PER_THREAD: usize = 4;
+
+/// How many of `units` units of `work` multiply-adds each one task takes, at least one.
+pub(crate) fn at_once(pool: &Pool, units: usize, work: usize) -> usize {
+    let fair = units.div_ceil(pool.threads() * TASKS_PER_THREAD);
+    fair.max(GRAIN.div_ceil(work.max(1))).max(1)
+}
