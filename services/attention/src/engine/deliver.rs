@@ -1,0 +1,91 @@
+//! What happens with a computed step: scores and tokens go out, finished sequences leave.
+
+use conclave_serve::{Error, ErrorKind};
+
+use super::{Ending, Engine};
+use crate::forward::StepReport;
+use crate::sequence::Ask;
+use crate::trunk::Trunk;
+
+/// Rows that the output projection runs for at once.
+const LOGIT_ROWS: usize = 32;
+
+/// A row whose logits are asked for.
+struct Asked {
+    row: u32,
+    sequence: usize,
+    ask: Ask,
+}
+
+impl<T: Trunk> Engine<T> {
+    /// Advances every sequence by its share of the step.
+    pub(super) fn deliver(&mut self, shares: &[usize], report: &StepReport) {
+        let mut endings: Vec<Option<Ending>> = self.running.iter().map(|_| None).collect();
+        let asked = self.advance(shares, report, &mut endings);
+        for asked in asked.chunks(LOGIT_ROWS) {
+            self.answer(asked, &mut endings);
+        }
+        for (sequence, ending) in self.running.iter_mut().zip(&mut endings) {
+            sequence.flush_scores();
+            if ending.is_none() {
+                *ending = sequence.end().map(Ok);
+            }
+        }
+        self.leave(endings);
+    }
+
+    /// Counts the rows as computed; those whose logits are needed.
+    fn advance(&mut self, shares: &[usize], report: &StepReport, endings: &mut [Option<Ending>]) -> Vec<Asked> {
+        let (mut asked, mut first_row) = (Vec::new(), 0);
+        for (index, (sequence, rows)) in self.running.iter_mut().zip(shares).enumerate() {
+            let positions = sequence.computed..sequence.computed + rows;
+            if report.broken_rows.iter().any(|row| (first_row..first_row + rows).contains(row)) {
+                endings[index] = Some(Err(broken(positions.start)));
+            } else if *rows > 0 {
+                asked.extend((first_row..).zip(positions).filter_map(|(row, position)| {
+                    Some(Asked { row: row as u32, sequence: index, ask: sequence.ask(position)? })
+                }));
+                let first = sequence.computed == 0;
+                if first && sequence.generated() == 0 {
+                    self.parts.metrics.prompt_tokens.inc_by(sequence.prompt_len() as u64);
+                }
+                sequence.computed += rows;
+                sequence.stalled_since = None;
+                sequence.mixed_numerics |= report.mixed_numerics;
+            }
+            first_row += rows;
+        }
+        asked
+    }
+
+    /// Runs the output projection for some rows and gives each sequence its logits.
+    fn answer(&mut self, asked: &[Asked], endings: &mut [Option<Ending>]) {
+        let rows: Vec<u32> = asked.iter().map(|asked| asked.row).collect();
+        let vocab = self.parts.trunk.shape().vocab;
+        self.parts.trunk.logits(&rows, &mut self.logits);
+        for (asked, logits) in asked.iter().zip(self.logits.chunks_exact(vocab)) {
+            let ending = &mut endings[asked.sequence];
+            if ending.is_none() {
+                let taken = self.running[asked.sequence].take(asked.ask, logits, &self.parts.mask);
+                *ending = taken.transpose();
+                self.parts.metrics.generated_tokens.inc_by(u64::from(asked.ask == Ask::Sample));
+            }
+        }
+    }
+
+    /// Lets sequences that end go; `endings` as long as the running ones.
+    pub(super) fn leave(&mut self, endings: Vec<Option<Ending>>) {
+        for (index, ending) in endings.into_iter().enumerate().rev() {
+            match ending {
+                None => {}
+                Some(Ok(end)) => self.release(index).finish(end),
+                Some(Err(error)) => self.release(index).fail(error),
+            }
+        }
+    }
+}
+
+fn broken(position: usize) -> Error {
+    let message = format!("activations at or after position {position}: found numbers that are not finite");
+    Error::new(ErrorKind::Internal, message)
+}

@@ -1,0 +1,66 @@
+//! Figures of the engine.
+
+use conclave_serve::metrics::Buckets;
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry};
+
+/// The engine's metrics.
+#[derive(Debug, Clone)]
+pub(crate) struct Metrics {
+    pub(crate) running: IntGauge,
+    pub(crate) waiting: IntGauge,
+    pub(crate) blocks_used: IntGauge,
+    pub(crate) blocks_total: IntGauge,
+    pub(crate) decode_rows: Histogram,
+    pub(crate) prefill_rows: Histogram,
+    pub(crate) step_seconds: Histogram,
+    pub(crate) expert_wait_seconds: Histogram,
+    pub(crate) queue_seconds: Histogram,
+    pub(crate) prompt_tokens: IntCounter,
+    pub(crate) generated_tokens: IntCounter,
+    pub(crate) preemptions: IntCounter,
+    pub(crate) cut_steps: IntCounter,
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub(crate) fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let gauge = |name, help| register(registry, IntGauge::new(name, help)?);
+        let counter = |name, help| register(registry, IntCounter::new(name, help)?);
+        let histogram = |name: &str, help: &str, buckets: Buckets| {
+            register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.bounds()))?)
+        };
+        let rows = HistogramOpts::new("conclave_attention_step_rows", "Rows of a step, by what they are for.");
+        let rows = register(registry, HistogramVec::new(rows.buckets(Buckets::Count.bounds()), &["kind"])?)?;
+        Ok(Self {
+            running: gauge("conclave_attention_running", "Sequences that hold cache blocks.")?,
+            waiting: gauge("conclave_attention_waiting", "Sequences that wait for cache blocks.")?,
+            blocks_used: gauge("conclave_attention_cache_blocks_used", "Blocks of the latent cache in use.")?,
+            blocks_total: gauge("conclave_attention_cache_blocks", "Blocks of the latent cache.")?,
+            decode_rows: rows.with_label_values(&["decode"]),
+            prefill_rows: rows.with_label_values(&["prefill"]),
+            step_seconds: histogram("conclave_attention_step_seconds", "Duration of a step.", Buckets::Token)?,
+            expert_wait_seconds: histogram(
+                "conclave_attention_expert_wait_seconds",
+                "Waiting for the routed experts of a layer after the shared experts were computed.",
+                Buckets::Hop,
+            )?,
+            queue_seconds: histogram(
+                "conclave_attention_queue_seconds",
+                "From a request's arrival to its first step.",
+                Buckets::Request,
+            )?,
+            prompt_tokens: counter("conclave_attention_prompt_tokens_total", "Prompt tokens of admitted requests.")?,
+            generated_tokens: counter("conclave_attention_generated_tokens_total", "Tokens sampled.")?,
+            preemptions: counter("conclave_attention_preemptions_total", "Sequences that lost their cache blocks.")?,
+            cut_steps: counter("conclave_attention_cut_steps_total", "Steps given up because experts did not answer.")?,
+        })
+    }
+}
+
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, metric: C) -> prometheus::Result<C> {
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}

@@ -1,0 +1,220 @@
+//! One request on its way through the engine.
+
+use std::time::{Duration, Instant};
+
+use conclave_proto::v1::{FinishReason, PromptScores, ScoredToken, SequenceFinished, TokenEvent, token_event::Event};
+use conclave_serve::{Error, ErrorKind};
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::Span;
+
+use crate::cache::BlockTable;
+use crate::request::Request;
+use crate::sampler::{self, History, LogSoftmax, Position, TokenMask};
+use crate::scheduler::Demand;
+use crate::state::Ticket;
+
+/// Where a request's events go. Unbounded: a request has at most as many tokens as the context.
+pub(crate) type Events = UnboundedSender<Result<TokenEvent, Error>>;
+
+/// A sequence, running or waiting.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    request: Request,
+    history: History,
+    /// Prompt positions before it have been scored.
+    scored: usize,
+    scores: Vec<ScoredToken>,
+    /// Positions in the cache.
+    pub(crate) computed: usize,
+    pub(crate) blocks: BlockTable,
+    pub(crate) arrived: Instant,
+    pub(crate) started: bool,
+    pub(crate) deadline: Option<Instant>,
+    /// Since when its experts cannot be reached.
+    pub(crate) stalled_since: Option<Instant>,
+    pub(crate) mixed_numerics: bool,
+    pub(crate) span: Span,
+    events: Events,
+    _ticket: Ticket,
+}
+
+/// What the logits of a row are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// The score of the prompt token at this position.
+    Score(usize),
+    /// The next token.
+    Sample,
+}
+
+/// How a sequence ends well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// With this token, which is not part of the output.
+    Stop(u32),
+    /// At its limit.
+    Length,
+}
+
+impl Sequence {
+    pub(crate) fn new(request: Request, events: Events, span: Span, ticket: Ticket) -> Self {
+        let arrived = Instant::now();
+        Self {
+            history: History::new(&request.tokens, request.prompt_len),
+            deadline: request.budget.and_then(|budget| arrived.checked_add(budget)),
+            // The first token has nothing before it to be predicted from.
+            scored: 1,
+            scores: Vec::new(),
+            computed: 0,
+            blocks: BlockTable::default(),
+            arrived,
+            started: false,
+            stalled_since: None,
+            mixed_numerics: false,
+            span,
+            events,
+            _ticket: ticket,
+            request,
+        }
+    }
+
+    /// Tokens known so far.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.request.tokens
+    }
+
+    pub(crate) fn prompt_len(&self) -> usize {
+        self.request.prompt_len
+    }
+
+    pub(crate) fn generated(&self) -> usize {
+        self.request.tokens.len() - self.request.prompt_len
+    }
+
+    /// Positions to compute before the next token, or all scores, are known.
+    fn target(&self) -> usize {
+        // The last token of a prompt that is only scored predicts nothing that is asked for.
+        self.request.tokens.len() - usize::from(self.request.score_only())
+    }
+
+    pub(crate) fn demand(&self) -> Demand {
+        Demand { target: self.target(), computed: self.computed, blocks: self.blocks.blocks().len() }
+    }
+
+    /// How it ends if it does not go on: it was asked for nothing more than it has.
+    pub(crate) fn end(&self) -> Option<End> {
+        let full = self.request.tokens.len() >= self.request.max_len;
+        (full && (self.computed >= self.target() || !self.request.score_only())).then_some(End::Length)
+    }
+
+    /// What the logits at a computed position are needed for.
+    pub(crate) fn ask(&self, position: usize) -> Option<Ask> {
+        let next = position + 1;
+        if next == self.request.tokens.len() {
+            return (!self.request.score_only()).then_some(Ask::Sample);
+        }
+        let scored = self.request.prompt_logprobs.is_some() && next >= self.scored && next < self.request.prompt_len;
+        scored.then_some(Ask::Score(next))
+    }
+
+    /// Takes the logits `[vocab]` that were asked for; the way it ends, if it does now.
+    ///
+    /// # Errors
+    /// When the logits are no numbers or no token is allowed.
+    pub(crate) fn take(&mut self, ask: Ask, logits: &[f32], mask: &TokenMask) -> Result<Option<End>, Error> {
+        match ask {
+            Ask::Score(position) => self.score(position, logits).map(|()| None),
+            Ask::Sample => self.sample(logits, mask),
+        }
+    }
+
+    fn score(&mut self, position: usize, logits: &[f32]) -> Result<(), Error> {
+        sampler::check_finite(logits, position as u32)?;
+        let (token, top) = (self.request.tokens[position], self.request.prompt_logprobs.unwrap_or(0));
+        self.scores.push(LogSoftmax::new(logits).scored(token, position as u32, top));
+        self.scored = position + 1;
+        Ok(())
+    }
+
+    fn sample(&mut self, logits: &[f32], mask: &TokenMask) -> Result<Option<End>, Error> {
+        let generated = self.generated();
+        let request = &mut self.request;
+        let position = request.tokens.len() as u32;
+        sampler::check_finite(logits, position)?;
+        let banned = if generated < request.params.min_tokens { request.stop.as_slice() } else { &[] };
+        let at = Position { position, choice: request.choice, history: &self.history, banned };
+        let token = sampler::sample(&request.params, mask, logits, at)?;
+        if request.stop.binary_search(&token).is_ok() {
+            return Ok(Some(End::Stop(token)));
+        }
+        let scored = match request.logprobs {
+            Some(top) => LogSoftmax::new(logits).scored(token, position, top),
+            None => ScoredToken { token, position, ..ScoredToken::default() },
+        };
+        request.tokens.push(token);
+        self.history.push(token);
+        self.flush_scores();
+        self.send(Event::Token(scored));
+        Ok(self.end())
+    }
+
+    /// Sends the scores gathered since the last time.
+    pub(crate) fn flush_scores(&mut self) {
+        if !self.scores.is_empty() {
+            let tokens = std::mem::take(&mut self.scores);
+            self.send(Event::Prompt(PromptScores { tokens }));
+        }
+    }
+
+    /// Its cache blocks are somebody else's now: it starts again.
+    pub(crate) fn restart(&mut self) {
+        self.computed = 0;
+    }
+
+    pub(crate) fn abandoned(&self) -> bool {
+        self.events.is_closed()
+    }
+
+    /// When to give up on experts that do not answer.
+    pub(crate) fn patience(&self, now: Instant, limit: Duration) -> Instant {
+        self.deadline.unwrap_or_else(|| self.stalled_since.unwrap_or(now) + limit)
+    }
+
+    /// The error of a deadline that has passed.
+    pub(crate) fn late(&self, now: Instant) -> Option<Error> {
+        self.deadline.filter(|deadline| *deadline <= now).map(|deadline| {
+            let budget = deadline.saturating_duration_since(self.arrived).as_millis();
+            let message = format!("deadline of {budget} ms exceeded after {} generated tokens", self.generated());
+            Error::new(ErrorKind::DeadlineExceeded, message)
+        })
+    }
+
+    /// Sends the last event.
+    pub(crate) fn finish(mut self, end: End) {
+        self.flush_scores();
+        let (reason, stop_token) = match end {
+            End::Stop(token) => (FinishReason::Stop, Some(token)),
+            End::Length => (FinishReason::Length, None),
+        };
+        self.send(Event::Finished(SequenceFinished {
+            reason: reason.into(),
+            stop_token,
+            prompt_tokens: self.request.prompt_len as u32,
+            cached_tokens: 0,
+            mixed_numerics: self.mixed_numerics,
+        }));
+    }
+
+    /// Ends with an error.
+    pub(crate) fn fail(self, error: Error) {
+        tracing::debug!(parent: &self.span, request = self.request.id, %error, "sequence failed");
+        // Without a receiver there is nobody left to tell.
+        let _ = self.events.send(Err(error));
+    }
+
+    fn send(&self, event: Event) {
+        // A receiver that is gone is noticed at the next step boundary.
+        let _ = self.events.send(Ok(TokenEvent { event: Some(event) }));
+    }
+}
+

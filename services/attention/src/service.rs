@@ -1,0 +1,190 @@
+//! The service: requests in, streams of events out.
+
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll};
+use std::thread;
+
+use conclave_dispatch::MoeLink;
+use conclave_kernels::Device;
+use conclave_model::Checkpoint;
+use conclave_proto::InstanceId;
+use conclave_proto::v1::{AttentionStatus, SequenceRequest, TokenEvent, token_event::Event};
+use conclave_serve::{Error, telemetry};
+use futures::Stream;
+use prometheus::Registry;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::engine::{Engine, Parts};
+use crate::forward::MoeCaller;
+use crate::metrics::Metrics;
+use crate::request::{self, Bounds};
+use crate::sequence::Sequence;
+use crate::state::{Phase, State, stopped};
+use crate::trunk::{DeviceTrunk, Trunk, TrunkShape, TrunkSize, block_bytes};
+use crate::{AttentionConfig, AttentionError};
+
+/// An attention service: the handle of its engine.
+#[derive(Debug)]
+pub struct AttentionService {
+    identity: Identity,
+    bounds: Bounds,
+    total_blocks: u32,
+    submit: mpsc::Sender<Sequence>,
+    state: Arc<State>,
+}
+
+/// Who this is.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) instance: InstanceId,
+    pub(crate) fingerprint: String,
+    pub(crate) numerics: String,
+}
+
+impl AttentionService {
+    /// Loads the trunk of `checkpoint` into `device` and starts the engine. Blocks while it loads; to be called within a
+    /// Tokio runtime, on which the calls to `moe` then run.
+    ///
+    /// # Errors
+    /// When a setting contradicts the model, memory does not suffice, or a tensor is refused.
+    pub fn start<D: Device>(
+        config: AttentionConfig,
+        device: D,
+        checkpoint: Arc<Checkpoint>,
+        moe: Arc<dyn MoeLink>,
+        registry: &Registry,
+    ) -> Result<Arc<Self>, AttentionError> {
+        let blocks = config.blocks(block_bytes(&device, checkpoint.config()))?;
+        let positions = blocks as usize * D::BLOCK;
+        let size = TrunkSize { blocks, context_limit: config.context(checkpoint.config(), positions)? };
+        let trunk = DeviceTrunk::load(device, &checkpoint, size, &config.progress)?;
+        Self::with_trunk(config, trunk, checkpoint.fingerprint(), moe, registry)
+    }
+
+    /// Starts the engine on a trunk that is loaded already.
+    ///
+    /// # Errors
+    /// As for [`AttentionService::start`].
+    pub fn with_trunk<T: Trunk>(
+        config: AttentionConfig,
+        trunk: T,
+        fingerprint: &str,
+        moe: Arc<dyn MoeLink>,
+        registry: &Registry,
+    ) -> Result<Arc<Self>, AttentionError> {
+        let TrunkShape { vocab, block, blocks, context_limit, ref numerics, .. } = *trunk.shape();
+        let runtime = Handle::try_current().map_err(|_| AttentionError::NoRuntime)?;
+        let identity = Identity {
+            instance: config.instance.clone(),
+            fingerprint: fingerprint.to_owned(),
+            numerics: numerics.clone(),
+        };
+        let (submit, submitted) = mpsc::channel();
+        let state = State::new(config.max_running.saturating_add(config.max_waiting), blocks);
+        let engine = Engine::new(Parts {
+            moe: MoeCaller::new(moe, runtime, incarnation(&config.instance)),
+            limits: config.limits(block)?,
+            mask: config.mask(vocab)?,
+            moe_retry_limit: config.moe_retry_limit,
+            submitted,
+            state: Arc::clone(&state),
+            metrics: Metrics::new(registry)?,
+            trunk,
+        });
+        let thread = thread::Builder::new().name("attention".into());
+        thread.spawn(move || engine.run()).map_err(AttentionError::Thread)?;
+        let bounds = Bounds { vocab, context_limit, max_logprobs: config.max_logprobs };
+        Ok(Arc::new(Self { identity, bounds, total_blocks: blocks, submit, state }))
+    }
+
+    /// Starts a sequence. Dropping the stream cancels it at the next step boundary.
+    ///
+    /// # Errors
+    /// When the request is malformed or too long, the queue is full, or the service is draining or has stopped.
+    pub fn generate(&self, request: SequenceRequest) -> Result<TokenStream, Error> {
+        let request = request::check(request, &self.bounds)?;
+        let ticket = self.state.admit()?;
+        let span = tracing::info_span!(
+            "attention",
+            request = request.id,
+            choice = request.choice,
+            tokens = request.tokens.len(),
+            prompt = request.prompt_len
+        );
+        telemetry::set_parent(&span, &request.traceparent);
+        let (events, receiver) = unbounded_channel();
+        let sequence = Sequence::new(request, events, span, ticket);
+        match sequence.end() {
+            Some(end) => sequence.finish(end),
+            None => self.submit.send(sequence).map_err(|_| stopped())?,
+        }
+        Ok(TokenStream { receiver, finished: false })
+    }
+
+    /// Load and identity.
+    pub fn status(&self) -> AttentionStatus {
+        let state = match self.state.phase() {
+            Phase::Ready => "ready",
+            Phase::Leaving => "leaving",
+            Phase::Stopped => "stopped",
+        };
+        let running = self.state.running.load(Ordering::Relaxed);
+        AttentionStatus {
+            instance: self.identity.instance.0.clone(),
+            fingerprint: self.identity.fingerprint.clone(),
+            numerics: self.identity.numerics.clone(),
+            state: state.into(),
+            running,
+            waiting: u32::try_from(self.state.open()).unwrap_or(u32::MAX).saturating_sub(running),
+            free_blocks: self.state.free_blocks.load(Ordering::Relaxed),
+            total_blocks: self.total_blocks,
+            context_limit: self.bounds.context_limit as u32,
+        }
+    }
+
+    /// Takes nothing new from now on and waits until all that runs or waits has ended.
+    pub async fn drain(&self) {
+        self.state.leave();
+        self.state.idle().await;
+    }
+
+    /// Waits until the engine has ended, which it does only when something is badly wrong.
+    pub async fn stopped(&self) {
+        self.state.stopped().await;
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+}
+
+/// A name for this run of the process that no earlier one had.
+fn incarnation(instance: &InstanceId) -> u64 {
+    // Keyed by the operating system's random numbers.
+    RandomState::new().hash_one((&instance.0, std::process::id(), std::time::SystemTime::now()))
+}
+
+/// The events of a sequence. Ends after the finishing event or an error.
+#[derive(Debug)]
+pub struct TokenStream {
+    receiver: UnboundedReceiver<Result<TokenEvent, Error>>,
+    finished: bool,
+}
+
+impl Stream for TokenStream {
+    type Item = Result<TokenEvent, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.finished {
+            return Poll::Ready(None);
+        }
+        let event = std::task::ready!(self.receiver.poll_recv(context)).unwrap_or_else(|| Err(stopped()));
+        self.finished = !matches!(&event, Ok(TokenEvent { event: Some(Event::Token(_) | Event::Prompt(_)) }));
+        Poll::Ready(Some(event))
+    }
+}

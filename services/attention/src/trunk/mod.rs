@@ -1,0 +1,73 @@
+//! The trunk: everything of the model but the routed experts.
+//!
+//! A step runs as segments between two dispatch points: embedding … gate logits of the first MoE layer; then, with the
+//! routed experts' output of one layer, up to the gate logits of the next; in the end up to the last layer's residual.
+//! Between two segments the shared experts are computed while the rows are with the routed ones.
+
+mod attention;
+mod device;
+mod rows;
+mod weights;
+
+use conclave_kernels::Dtype;
+
+pub(crate) use device::block_bytes;
+pub use device::{DeviceTrunk, TrunkSize};
+pub use rows::{RowSpan, StepRows};
+pub use weights::{AttentionWeights, LayerFfn, LayerWeights, QueryWeights, TrunkWeights};
+
+/// Sizes that the engine has to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrunkShape {
+    /// Logits of a position.
+    pub vocab: usize,
+    /// Elements of a hidden state `H`.
+    pub hidden: usize,
+    /// Routed experts of a layer `E`; 0 where every layer is dense.
+    pub experts: usize,
+    /// Element type of what goes to and comes from the routed experts.
+    pub activation: Dtype,
+    /// Positions of a cache block.
+    pub block: usize,
+    /// Blocks of the cache.
+    pub blocks: u32,
+    /// Longest sequence.
+    pub context_limit: usize,
+    /// What decides the bits.
+    pub numerics: String,
+}
+
+/// How a segment ends.
+#[derive(Debug)]
+pub enum Segment {
+    /// At the routed experts of a layer.
+    Moe(MoeRows),
+    /// At the residual after the last layer: logits can be asked for.
+    End,
+}
+
+/// What the routed experts of a layer take; `T` rows.
+#[derive(Debug)]
+pub struct MoeRows {
+    /// Absolute index of the layer.
+    pub layer: u32,
+    /// `[T, H]` in the activation type, little-endian: the normed input.
+    pub x: Vec<u8>,
+    /// `[T, E]`
+    pub logits: Vec<f32>,
+}
+
+/// The segments of a model on some hardware. One step at a time; a step that is not finished may be given up.
+pub trait Trunk: Send + 'static {
+    /// Sizes.
+    fn shape(&self) -> &TrunkShape;
+    /// Starts a step with its rows, at least one.
+    fn begin(&mut self, rows: StepRows) -> Segment;
+    /// Computes the shared experts of the layer that the last segment ended at.
+    fn shared_experts(&mut self);
+    /// Goes on with `routed [T, H]`, the routed experts' output in the activation type, after
+    /// [`Trunk::shared_experts`].
+    fn resume(&mut self, routed: &[u8]) -> Segment;
+    /// `logits [R, vocab]` of some rows of a step that has ended.
+    fn logits(&mut self, rows: &[u32], logits: &mut Vec<f32>);
+}

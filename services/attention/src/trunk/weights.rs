@@ -1,0 +1,210 @@
+//! The trunk's weights: taken over from a checkpoint into a device, tensor by tensor.
+
+use conclave_kernels::{Device, Ffn, Weight};
+use conclave_model::names::{self, FfnNames, LayerNames};
+use conclave_model::sizes::Part;
+use conclave_model::{Checkpoint, ModelConfig, ModelError};
+
+use crate::{AttentionError, Progress};
+
+/// Everything but the routed experts.
+#[derive(Debug)]
+pub struct TrunkWeights<D: Device> {
+    /// `[vocab, H]`
+    pub embed: D::Table,
+    /// In order.
+    pub layers: Vec<LayerWeights<D::Matrix>>,
+    /// Gain of the final norm `[H]`
+    pub norm: Vec<f32>,
+    /// `[vocab, H]`
+    pub lm_head: D::Matrix,
+}
+
+/// One decoder layer.
+#[derive(Debug)]
+pub struct LayerWeights<M> {
+    /// Gain before attention `[H]`
+    pub attention_norm: Vec<f32>,
+    /// Latent attention.
+    pub attention: AttentionWeights<M>,
+    /// Gain before the FFN `[H]`
+    pub ffn_norm: Vec<f32>,
+    /// Dense, or gate and shared experts.
+    pub ffn: LayerFfn<M>,
+}
+
+/// Multi-head latent attention; `n` heads.
+#[derive(Debug)]
+pub struct AttentionWeights<M> {
+    /// Query projection.
+    pub query: QueryWeights<M>,
+    /// `[r + dr, H]`
+    pub kv_a: M,
+    /// Gain of the latent norm `[r]`
+    pub kv_norm: Vec<f32>,
+    /// Per head `[r, dn]`: the transpose of what the checkpoint holds.
+    pub uk: Vec<M>,
+    /// Per head `[dv, r]`
+    pub uv: Vec<M>,
+    /// `[H, n · dv]`
+    pub out: M,
+}
+
+/// How queries are made.
+#[derive(Debug)]
+pub enum QueryWeights<M> {
+    /// `[n · (dn + dr), H]`
+    Direct(M),
+    /// Through a latent of `rq` elements.
+    LowRank {
+        /// `[rq, H]`
+        a: M,
+        /// `[rq]`
+        norm: Vec<f32>,
+        /// `[n · (dn + dr), rq]`
+        b: M,
+    },
+}
+
+/// The trunk's part of a layer's FFN.
+#[derive(Debug)]
+pub enum LayerFfn<M> {
+    /// No routed experts.
+    Dense(Ffn<M>),
+    /// Routed experts elsewhere.
+    Moe {
+        /// `[E, H]`
+        gate: M,
+        /// The fused shared experts, where the model has any.
+        shared: Option<Ffn<M>>,
+    },
+}
+
+impl<D: Device> TrunkWeights<D> {
+    /// Takes the weights over; the checkpoint's mapped pages are released tensor by tensor.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing, mis-shaped or refused by the device.
+    pub fn load(device: &D, checkpoint: &Checkpoint, progress: &Progress) -> Result<Self, AttentionError> {
+        let mut loader = Loader { device, checkpoint, progress, done: 0, total: trunk_bytes(checkpoint) };
+        let config = checkpoint.config();
+        Ok(Self {
+            embed: loader.table(&names::embed())?,
+            layers: (0..config.layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?,
+            norm: loader.vector(&names::final_norm())?,
+            lm_head: loader.matrix(&names::lm_head())?,
+        })
+    }
+}
+
+/// Bytes of the trunk's tensors as stored.
+pub(crate) fn trunk_bytes(checkpoint: &Checkpoint) -> u64 {
+    checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed).map(|tensor| tensor.bytes).sum()
+}
+
+struct Loader<'a, D> {
+    device: &'a D,
+    checkpoint: &'a Checkpoint,
+    progress: &'a Progress,
+    done: u64,
+    total: u64,
+}
+
+impl<D: Device> Loader<'_, D> {
+    fn layer(&mut self, layer: usize) -> Result<LayerWeights<D::Matrix>, AttentionError> {
+        let names = names::layer(layer);
+        Ok(LayerWeights {
+            attention_norm: self.vector(&names.input_norm())?,
+            attention: self.attention(&names)?,
+            ffn_norm: self.vector(&names.post_attention_norm())?,
+            ffn: self.layer_ffn(layer, &names)?,
+        })
+    }
+
+    fn attention(&mut self, names: &LayerNames) -> Result<AttentionWeights<D::Matrix>, AttentionError> {
+        let query = match self.config().q_lora_rank {
+            None => QueryWeights::Direct(self.matrix(&names.q_proj())?),
+            Some(_) => QueryWeights::LowRank {
+                a: self.matrix(&names.q_a_proj())?,
+                norm: self.vector(&names.q_a_norm())?,
+                b: self.matrix(&names.q_b_proj())?,
+            },
+        };
+        let kv_a = self.matrix(&names.kv_a_proj())?;
+        let kv_norm = self.vector(&names.kv_a_norm())?;
+        let (uk, uv) = self.split_heads(&names.kv_b_proj())?;
+        Ok(AttentionWeights { query, kv_a, kv_norm, uk, uv, out: self.matrix(&names.o_proj())? })
+    }
+
+    /// `[n · (dn + dv), r]` → per head the key part, transposed, and the value part (MODEL §2, row layouts).
+    fn split_heads(&mut self, name: &str) -> Result<(Vec<D::Matrix>, Vec<D::Matrix>), AttentionError> {
+        let (heads, nope, value) = (self.config().heads, self.config().qk_nope, self.config().v_head);
+        let whole = self.checkpoint.weight(name)?;
+        let (mut uk, mut uv) = (Vec::with_capacity(heads), Vec::with_capacity(heads));
+        for head in 0..heads {
+            let first = head * (nope + value);
+            uk.push(self.load(name, Weight { transposed: true, ..rows_of(&whole, first, nope) })?);
+            uv.push(self.load(name, rows_of(&whole, first + nope, value))?);
+        }
+        self.taken_over(name, whole.data.len());
+        Ok((uk, uv))
+    }
+
+    fn layer_ffn(&mut self, layer: usize, names: &LayerNames) -> Result<LayerFfn<D::Matrix>, AttentionError> {
+        if !self.config().is_moe(layer) {
+            return Ok(LayerFfn::Dense(self.ffn(&names.dense())?));
+        }
+        let gate = self.matrix(&names.gate())?;
+        let shared = self.config().shared_experts.is_some().then(|| self.ffn(&names.shared())).transpose()?;
+        Ok(LayerFfn::Moe { gate, shared })
+    }
+
+    fn ffn(&mut self, names: &FfnNames) -> Result<Ffn<D::Matrix>, AttentionError> {
+        Ok(Ffn {
+            gate: self.matrix(&names.gate_proj())?,
+            up: self.matrix(&names.up_proj())?,
+            down: self.matrix(&names.down_proj())?,
+        })
+    }
+
+    fn matrix(&mut self, name: &str) -> Result<D::Matrix, AttentionError> {
+        let weight = self.checkpoint.weight(name)?;
+        let matrix = self.load(name, weight)?;
+        self.taken_over(name, weight.data.len());
+        Ok(matrix)
+    }
+
+    fn table(&mut self, name: &str) -> Result<D::Table, AttentionError> {
+        let weight = self.checkpoint.weight(name)?;
+        let table = self.device.load_table(weight).map_err(AttentionError::device(name))?;
+        self.taken_over(name, weight.data.len());
+        Ok(table)
+    }
+
+    fn vector(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let vector = self.checkpoint.vector(name)?;
+        let bytes = self.checkpoint.weight(name)?.data.len();
+        self.taken_over(name, bytes);
+        Ok(vector)
+    }
+
+    fn load(&self, name: &str, weight: Weight<'_>) -> Result<D::Matrix, AttentionError> {
+        self.device.load_matrix(weight).map_err(AttentionError::device(name))
+    }
+
+    fn taken_over(&mut self, name: &str, bytes: usize) {
+        self.checkpoint.release(name);
+        self.done += bytes as u64;
+        self.progress.report(self.done, self.total);
+    }
+
+    fn config(&self) -> &ModelConfig {
+        self.checkpoint.config()
+    }
+}
+
+/// Some rows of a weight as a weight.
+fn rows_of<'a>(whole: &Weight<'a>, first: usize, rows: usize) -> Weight<'a> {
+    let row = whole.cols * whole.dtype.size();
+    Weight { data: &whole.data[first * row..(first + rows) * row], rows, ..*whole }
+}
