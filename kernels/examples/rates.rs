@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cpu = Cpu::new(pool.clone(), isa)?;
     println!("{} on {threads} threads; medians of {ROUNDS}", cpu.numerics());
 
-    let read = read_rate(&pool);
+    let read = read_rate(&pool)?;
     println!("plain reads              {read:7.1} GB/s");
     linear(&cpu, read)?;
     experts(&cpu, read)?;
@@ -49,21 +49,25 @@ fn numbers(length: usize) -> Vec<f32> {
     (0..length).map(|at| ((at * 7919) % 1009) as f32 / 1009.0 - 0.5).collect()
 }
 
-/// Gigabytes a second of a sum over memory much larger than the caches.
-fn read_rate(pool: &Arc<Pool>) -> f64 {
-    let memory = vec![1u64; 48 << 20];
-    let part = memory.len() / (pool.threads() * 8);
+/// Gigabytes a second of a sum over memory on huge pages, much larger than the caches.
+fn read_rate(pool: &Arc<Pool>) -> std::io::Result<f64> {
+    let mut memory = memmap2::MmapMut::map_anon(512 << 20)?;
+    #[cfg(target_os = "linux")]
+    memory.advise(memmap2::Advice::HugePage)?;
+    memory.fill(1);
+    let part = (memory.len() / (pool.threads() * 8)) & !63;
     let seconds = time(|| {
         pool.run(memory.len() / part, |task| {
-            let part = &memory[task * part..][..part];
             let mut sums = [0u64; 16];
-            for values in part.as_chunks::<16>().0 {
-                sums.iter_mut().zip(values).for_each(|(sum, value)| *sum = sum.wrapping_add(*value));
+            for line in memory[task * part..][..part].as_chunks::<128>().0 {
+                for (sum, bytes) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+                    *sum = sum.wrapping_add(u64::from_le_bytes(*bytes));
+                }
             }
             black_box(sums);
         });
     });
-    (memory.len() * 8) as f64 / seconds / 1e9
+    Ok(memory.len() as f64 / seconds / 1e9)
 }
 
 fn matrix(cpu: &Cpu, outputs: usize, inputs: usize) -> Result<<Cpu as Device>::Matrix, KernelError> {

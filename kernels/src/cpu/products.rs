@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::kernels::{Kernels, TILE_PANELS, TILE_ROWS, panels_at_once};
+use super::kernels::{Kernels, TILE_OUTPUTS, TILE_PANELS, TILE_ROWS, panels_at_once};
 use crate::{
     panels::{Panels, WIDTH},
     pool::Pool,
@@ -36,7 +36,7 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// The products of the same rows with `N` matrices of one shape.
+/// The products of the same rows with `N` matrices (one or two) of one shape.
 pub(super) struct Product<'a, const N: usize> {
     pub(super) x: Inputs<'a>,
     pub(super) w: [&'a Panels<u16>; N],
@@ -87,7 +87,7 @@ impl<const N: usize> Product<'_, N> {
         for (w, panel) in w.chunks_exact_mut(N).zip(panels.clone()) {
             w.iter_mut().zip(self.w).for_each(|(w, matrix)| *w = matrix.panel(panel));
         }
-        let mut out = [[0.0; WIDTH]; TILE_ROWS * TILE_PANELS];
+        let mut out = [[0.0; WIDTH]; TILE_OUTPUTS];
         let part = panels_at_once(x.len());
         for (w, out) in w.chunks(part).zip(out.chunks_mut(part * x.len())) {
             kernels.tile(x, w, out);

@@ -20,6 +20,8 @@ use crate::panels::WIDTH;
 pub(crate) const TILE_ROWS: usize = 6;
 /// Panels that one tile takes at most.
 pub(crate) const TILE_PANELS: usize = 4;
+/// Rows times panels that are computed one after the other and then handed on: six rows with two matrices.
+pub(crate) const TILE_OUTPUTS: usize = 2 * TILE_ROWS;
 
 /// Panels that a tile of `rows` rows takes at most: as many sums as fit into registers, and enough to hide the latency
 /// of one chain of additions behind the others.
