@@ -15,10 +15,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::answer;
 use crate::combine::Part;
+use crate::condition::Trouble;
 use crate::dispatcher::Dispatcher;
 use crate::error::MoeError;
 use crate::gate::Choices;
-use crate::health::Trouble;
 use crate::input::LayerInput;
 use crate::plan::{self, Demand};
 use crate::predict::{Patience, units};

@@ -6,12 +6,12 @@
 mod answer;
 mod call;
 pub mod combine;
+mod condition;
 mod config;
 mod dispatcher;
 mod error;
 pub mod gate;
 mod grpc;
-mod health;
 mod input;
 mod link;
 mod metrics;

@@ -1,18 +1,21 @@
-//! The shards that a dispatcher knows: their links, health, speed and load.
+//! The shards that a dispatcher knows: their links, condition, speed and load.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use conclave_cluster::{ClusterView, Member, MemberState, Role};
+use conclave_cluster::{CellMap, ClusterView, Member};
 use conclave_proto::InstanceId;
 use prometheus::{Histogram, IntCounter};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::health::{Health, Trouble};
+use crate::condition::{Condition, Trouble};
 use crate::link::{LinkError, ShardConnector, ShardLink};
 use crate::metrics::Metrics;
 use crate::plan::Candidate;
 use crate::predict::Rate;
+
+/// How often a shard that is set aside is looked at.
+const PROBE_TICK: Duration = Duration::from_millis(100);
 
 /// One expert shard.
 pub(crate) struct Shard {
@@ -26,40 +29,51 @@ pub(crate) struct Shard {
 
 #[derive(Default)]
 struct State {
-    health: Health,
+    condition: Condition,
     rate: Rate,
     /// Pairs that this dispatcher waits for.
     outstanding: usize,
     /// Rows that the shard said were waiting when its last answer left.
     reported: u32,
     probing: bool,
-    /// Not in the newest view, and no longer answering: not to be used.
-    gone: bool,
+    /// Its record is gone from the coordinator: used as long as it answers.
     unverified: bool,
+    /// Unverified, and it failed.
+    gone: bool,
 }
 
 impl Shard {
     fn new(member: Member, groups: usize, metrics: &Metrics) -> Self {
-        let holds = holds(&member, groups);
         let name = member.instance.0.as_str();
-        let (seconds, rows) =
-            (metrics.shard_seconds.with_label_values(&[name]), metrics.shard_rows.with_label_values(&[name]));
-        Self { holds, state: Mutex::default(), link: tokio::sync::Mutex::default(), seconds, rows, member }
+        Self {
+            holds: (0..groups).map(|g| member.cells.iter().any(|c| c.span == 0 && c.group.index() == g)).collect(),
+            seconds: metrics.shard_seconds.with_label_values(&[name]),
+            rows: metrics.shard_rows.with_label_values(&[name]),
+            state: Mutex::default(),
+            link: tokio::sync::Mutex::default(),
+            member,
+        }
     }
 
-    /// The same process with other cells: link, health and speed stay.
+    /// The same process with other cells: link, condition and speed stay.
     fn renewed(&self, member: Member, groups: usize, metrics: &Metrics) -> Self {
         let mut fresh = Self::new(member, groups, metrics);
         fresh.link = tokio::sync::Mutex::new(self.link.try_lock().ok().and_then(|link| link.clone()));
         {
             let (mut to, from) = (fresh.state(), self.state());
-            (to.health, to.rate, to.reported) = (from.health, from.rate, from.reported);
+            (to.condition, to.rate, to.reported) = (from.condition, from.rate, from.reported);
         }
         fresh
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_verified(&self, verified: bool) {
+        let mut state = self.state();
+        state.unverified = !verified;
+        state.gone &= !verified;
     }
 
     pub(crate) fn instance(&self) -> &InstanceId {
@@ -76,7 +90,7 @@ impl Shard {
         let us_per_pair = state.rate.us_per_pair();
         Candidate {
             holds: self.holds.clone(),
-            level: state.health.level(now).max(u8::from(state.unverified)),
+            level: state.condition.level(now.into_std()).max(u8::from(state.unverified)),
             foreign: self.member.numerics != preferred,
             wait_us: waiting as f64 * us_per_pair,
             us_per_pair,
@@ -88,8 +102,8 @@ impl Shard {
         self.state().rate.predict(units)
     }
 
-    pub(crate) fn health_name(&self, now: Instant) -> &'static str {
-        if self.state().health.level(now) < 2 { "ok" } else { "set-aside" }
+    pub(crate) fn is_aside(&self) -> bool {
+        self.state().condition.is_aside()
     }
 
     /// The link, made now where there is none.
@@ -108,32 +122,41 @@ impl Shard {
         Ok(made)
     }
 
+    /// Work of some pairs goes out.
     pub(crate) fn begin(self: &Arc<Self>, pairs: usize) -> Outstanding {
-        self.state().outstanding += pairs;
+        let mut state = self.state();
+        state.condition.begin();
+        state.outstanding += pairs;
         Outstanding { shard: self.clone(), pairs }
     }
 
     pub(crate) fn succeed(&self, units: f64, took: Duration, reported: u32) {
         self.seconds.observe(took.as_secs_f64());
         let mut state = self.state();
-        state.health.succeed();
+        if state.condition.is_aside() {
+            tracing::info!(shard = %self.member.instance, "shard is back");
+        }
+        state.condition.succeed();
         state.rate.learn(units, took);
         state.reported = reported;
     }
 
-    /// Sets the shard aside and, where nothing else can show that it is back, starts to probe it.
+    /// Notes a failure; a shard that is set aside is probed from now on.
     pub(crate) fn fail(self: &Arc<Self>, trouble: Trouble, connector: &Arc<dyn ShardConnector>, timeout: Duration) {
-        let probe = {
+        let (set_aside, probe) = {
             let mut state = self.state();
-            state.health.fail(trouble, Instant::now());
+            let before = state.condition.is_aside();
+            let aside = state.condition.fail(trouble, Instant::now().into_std());
             state.gone |= state.unverified && trouble != Trouble::Busy;
-            let start = trouble.needs_probe() && !state.probing && !state.gone;
-            state.probing |= start;
-            start
+            let probe = aside && !state.probing && !state.gone;
+            state.probing |= probe;
+            (aside && !before, probe)
         };
-        tracing::warn!(shard = %self.member.instance, trouble = trouble.name(), "shard set aside");
+        if set_aside {
+            tracing::warn!(shard = %self.member.instance, trouble = trouble.name(), "shard is set aside");
+        }
         if probe {
-            tokio::spawn(probe_until_well(Arc::downgrade(self), connector.clone(), timeout));
+            tokio::spawn(probe_until_back(Arc::downgrade(self), connector.clone(), timeout));
         }
     }
 }
@@ -153,86 +176,80 @@ impl Drop for Outstanding {
 async fn connect(
     connector: &dyn ShardConnector,
     member: &Member,
-    timeout: Duration,
+    limit: Duration,
 ) -> Result<Arc<dyn ShardLink>, LinkError> {
-    let instance = || member.instance.0.clone();
-    tokio::time::timeout(timeout, connector.connect(member)).await.unwrap_or_else(|_| {
-        let message = format!("no connection to {} within {} ms", member.address, timeout.as_millis());
-        Err(LinkError::Lost { instance: instance(), message })
+    timeout(limit, connector.connect(member)).await.unwrap_or_else(|_| {
+        let message = format!("no connection to {} within {} ms", member.address, limit.as_millis());
+        Err(LinkError::Lost { instance: member.instance.0.clone(), message })
     })
 }
 
-/// Connects anew after each set-aside time until it works or an answer has shown that the shard is well.
-async fn probe_until_well(shard: std::sync::Weak<Shard>, connector: Arc<dyn ShardConnector>, timeout: Duration) {
+/// Connects anew whenever a probe is due, until an answer has shown that the shard is back or it is no longer known.
+async fn probe_until_back(shard: Weak<Shard>, connector: Arc<dyn ShardConnector>, limit: Duration) {
     loop {
-        let at = {
-            let Some(shard) = shard.upgrade() else { return };
-            let mut state = shard.state();
-            let at = state.health.probe_at().filter(|_| !state.gone);
-            state.probing = at.is_some();
-            at
-        };
-        let Some(at) = at else { return };
-        tokio::time::sleep_until(at).await;
+        sleep(PROBE_TICK).await;
         let Some(shard) = shard.upgrade() else { return };
-        match connect(connector.as_ref(), &shard.member, timeout).await {
+        let due = {
+            let mut state = shard.state();
+            state.probing = state.condition.is_aside() && !state.gone;
+            if !state.probing {
+                return;
+            }
+            state.condition.probe(Instant::now().into_std())
+        };
+        if !due {
+            continue;
+        }
+        match connect(connector.as_ref(), &shard.member, limit).await {
             Ok(link) => {
                 *shard.link.lock().await = Some(link);
-                shard.state().health.restore();
-                tracing::info!(shard = %shard.member.instance, "shard is back");
+                shard.state().condition.connected();
             }
             Err(error) => {
-                shard.state().health.fail(Trouble::Lost, Instant::now());
                 tracing::debug!(%error, "probe failed");
+                shard.state().condition.unreachable(Instant::now().into_std());
             }
         }
     }
 }
 
-fn holds(member: &Member, groups: usize) -> Vec<bool> {
-    (0..groups).map(|g| member.cells.iter().any(|c| c.span == 0 && c.group.index() == g)).collect()
-}
-
-/// The shards of one view, by instance id.
+/// The shards of one view.
 #[derive(Clone, Default)]
 pub(crate) struct Table {
+    /// By instance id.
     pub(crate) shards: Vec<Arc<Shard>>,
-    /// Numerics id that covers most cells.
+    /// Numerics id that covers most groups.
     pub(crate) numerics: String,
+    refused: Vec<Member>,
 }
 
 impl Table {
-    /// The table of a new view. A shard that vanished from the view without leaving is kept while it answers.
+    /// The table of a new view.
     pub(crate) fn renewed(&self, view: &ClusterView, fingerprint: &str, groups: usize, metrics: &Metrics) -> Self {
-        let experts = || view.members.iter().filter(|m| m.role == Role::Expert);
-        let mut shards = Vec::new();
-        for member in experts().filter(|m| m.state == MemberState::Ready && m.fingerprint == fingerprint) {
-            let known = self.shards.iter().find(|s| same_process(&s.member, member));
-            shards.push(match known {
-                Some(shard) if shard.member.cells == member.cells => {
-                    shard.state().unverified = false;
-                    shard.clone()
-                }
+        let map = CellMap::from(view, fingerprint);
+        let mut shards: Vec<Arc<Shard>> = Vec::with_capacity(map.shards().len());
+        for replica in map.shards() {
+            let member = &replica.member;
+            let known = self.shards.iter().find(|shard| same_process(&shard.member, member));
+            let shard = match known {
+                Some(shard) if shard.member.cells == member.cells => shard.clone(),
                 Some(shard) => Arc::new(shard.renewed(member.clone(), groups, metrics)),
                 None => Arc::new(Shard::new(member.clone(), groups, metrics)),
-            });
-        }
-        for shard in &self.shards {
-            if experts().any(|m| m.instance == shard.member.instance) {
-                continue;
-            }
-            let alive = shard.link.try_lock().is_ok_and(|link| link.as_ref().is_some_and(|link| link.alive()));
-            if alive && shard.health_name(Instant::now()) == "ok" {
-                shard.state().unverified = true;
-                shards.push(shard.clone());
-            } else {
-                let _ = metrics.shard_seconds.remove_label_values(&[&shard.member.instance.0]);
-                let _ = metrics.shard_rows.remove_label_values(&[&shard.member.instance.0]);
-            }
+            };
+            shard.set_verified(replica.verified);
+            shards.push(shard);
         }
         shards.sort_by(|a, b| a.instance().cmp(b.instance()));
-        let numerics = most_covering(&shards, groups);
-        Self { shards, numerics }
+        for gone in self.shards.iter().filter(|old| !shards.iter().any(|s| s.instance() == old.instance())) {
+            // Fails only where there is no such series.
+            let _ = metrics.shard_seconds.remove_label_values(&[&gone.instance().0]);
+            let _ = metrics.shard_rows.remove_label_values(&[&gone.instance().0]);
+        }
+        for member in map.refused().iter().filter(|member| !self.refused.contains(member)) {
+            let (shard, found) = (&member.instance, &member.fingerprint);
+            tracing::error!(%shard, found, expected = fingerprint, "expert with another checkpoint is refused");
+        }
+        Self { numerics: most_covering(&shards, groups), shards, refused: map.refused().to_vec() }
     }
 }
 
