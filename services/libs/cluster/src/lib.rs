@@ -1,7 +1,17 @@
-//! Membership, claims, placement and the cell map.
+//! Membership, claims, placement, the cell map and the health of shards.
 
+mod choice;
+mod health;
+mod local;
+mod map;
 mod member;
 mod membership;
+mod placement;
 
+pub use choice::CellChoice;
+pub use health::{Health, HealthPolicy, Use};
+pub use local::LocalMembership;
+pub use map::{CellMap, Replica};
 pub use member::{ClusterView, Member, MemberState, Role};
 pub use membership::{ClusterError, MakeMember, Membership, Registration};
+pub use placement::{CellShape, Loads, choose};

@@ -14,7 +14,10 @@ pub enum ClusterError {
     #[error("coordinator {endpoints}: {message}")]
     Unreachable { endpoints: String, message: String },
     /// A live member has this id.
-    #[error("instance {instance}: already registered by a live {role} at {address}")]
+    #[error(
+        "instance {instance}: already registered by a live {role} at {address}; choose another id, or wait for the lease \
+         of a process that has died"
+    )]
     InstanceTaken { instance: String, role: String, address: String },
     /// The member cannot be placed as asked.
     #[error("placement: {0}")]
@@ -22,6 +25,17 @@ pub enum ClusterError {
     /// The coordinator refused or answered nonsense.
     #[error("coordinator: {0}")]
     Protocol(String),
+}
+
+impl ClusterError {
+    /// The id is `holder`'s.
+    pub(crate) fn taken(holder: &Member) -> Self {
+        Self::InstanceTaken {
+            instance: holder.instance.0.clone(),
+            role: holder.role.name().to_owned(),
+            address: holder.address.clone(),
+        }
+    }
 }
 
 /// Decides the member's record from what is there now: pure, called again when somebody else came in between.
@@ -46,10 +60,10 @@ pub trait Membership: Send + Sync + 'static {
 pub trait Registration: Send + Sync {
     /// The record as it stands.
     fn member(&self) -> Member;
-    /// Changes the state and, for experts, the cells.
+    /// Changes the state.
     ///
     /// # Errors
-    /// When the coordinator cannot be reached; the record is written again when it is back.
+    /// When the coordinator cannot be reached; the record is written when it is back.
     async fn set_state(&self, state: MemberState) -> Result<(), ClusterError>;
     /// Removes the record at once.
     ///

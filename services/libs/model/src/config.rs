@@ -1,5 +1,22 @@
 //! The model's architecture, as `config.json` states it.
 
+mod error;
+mod gate;
+mod parse;
+pub(crate) mod presets;
+mod rope;
+mod rules;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::path::Path;
+
+use crate::ModelError;
+use crate::files;
+
+pub use error::ConfigError;
+
 /// Which family member a checkpoint is; decides the rules that differ between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelKind {
@@ -7,6 +24,16 @@ pub enum ModelKind {
     DeepseekV2,
     /// `deepseek_v3`: V3, R1.
     DeepseekV3,
+}
+
+impl ModelKind {
+    /// As `model_type` spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DeepseekV2 => "deepseek_v2",
+            Self::DeepseekV3 => "deepseek_v3",
+        }
+    }
 }
 
 /// How a token's experts are chosen.
@@ -20,6 +47,17 @@ pub enum GateMethod {
     NoauxTc,
 }
 
+impl GateMethod {
+    /// As `topk_method` spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Greedy => "greedy",
+            Self::GroupLimitedGreedy => "group_limited_greedy",
+            Self::NoauxTc => "noaux_tc",
+        }
+    }
+}
+
 /// How gate logits become scores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scoring {
@@ -27,6 +65,16 @@ pub enum Scoring {
     Softmax,
     /// Each on its own.
     Sigmoid,
+}
+
+impl Scoring {
+    /// As `scoring_func` spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Softmax => "softmax",
+            Self::Sigmoid => "sigmoid",
+        }
+    }
 }
 
 /// YaRN.
@@ -44,6 +92,15 @@ pub struct RopeScaling {
     pub mscale: Option<f64>,
     /// As given.
     pub mscale_all_dim: Option<f64>,
+}
+
+/// FP8 (e4m3) weights with one scale per block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockQuantization {
+    /// Output rows of a block.
+    pub rows: usize,
+    /// Input columns of a block.
+    pub cols: usize,
 }
 
 /// The architecture of a checkpoint: checked, both spellings read, defaults resolved.
@@ -107,9 +164,68 @@ pub struct ModelConfig {
     pub bos_token: Option<u32>,
     /// End of sequence; one or several.
     pub eos_tokens: Vec<u32>,
+    /// Block-scaled FP8 weights; `None`: weights as they are.
+    pub quantization: Option<BlockQuantization>,
 }
 
 impl ModelConfig {
+    /// Parses and checks the text of a `config.json`; both spellings of MODEL §1.3 are read.
+    ///
+    /// # Errors
+    /// Names the field, what was found and what was expected.
+    pub fn parse(text: &[u8]) -> Result<Self, ConfigError> {
+        parse::parse(text)
+    }
+
+    /// Reads `config.json` of a checkpoint directory.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or as for [`ModelConfig::parse`].
+    pub fn read(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join("config.json");
+        let text = files::read(&path)?;
+        Self::parse(&text).map_err(|error| ModelError::Config { path, error })
+    }
+
+    /// The one gate between what can be read and what can be served.
+    ///
+    /// # Errors
+    /// [`ModelError::NotSupported`] names what is not served yet.
+    pub fn check_servable(&self) -> Result<(), ModelError> {
+        let refuse =
+            |field, found: &str, expected| Err(ModelError::NotSupported { field, found: found.to_string(), expected });
+        if self.kind != ModelKind::DeepseekV2 {
+            return refuse("model_type", self.kind.name(), "deepseek_v2");
+        }
+        if self.gate_method == GateMethod::NoauxTc {
+            return refuse("topk_method", self.gate_method.name(), "greedy or group_limited_greedy");
+        }
+        if self.quantization.is_some() {
+            return refuse("quantization_config", "fp8", "bf16 or f32 weights");
+        }
+        Ok(())
+    }
+
+    /// The configuration as the text of a `config.json`.
+    pub fn to_json(&self) -> String {
+        write::to_json(self)
+    }
+
+    /// Layers with routed experts, ascending.
+    pub fn moe_layers(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.layers).filter(|layer| self.is_moe(*layer))
+    }
+
+    /// Elements of one query or key head, `dq = dn + dr`.
+    pub fn qk_head(&self) -> usize {
+        self.qk_nope + self.qk_rope
+    }
+
+    /// Elements cached a token and layer: the latent and the shared rotary key.
+    pub fn cached_elements(&self) -> usize {
+        self.kv_lora_rank + self.qk_rope
+    }
+
     /// Whether layer `layer` has routed experts (the original rule: modulo on the absolute index).
     pub fn is_moe(&self, layer: usize) -> bool {
         self.routed_experts.is_some() && layer >= self.first_k_dense && layer.is_multiple_of(self.moe_layer_freq)

@@ -113,14 +113,62 @@ impl ErrorKind {
     }
 }
 
+/// Response metadata: the request field at fault.
+const PARAM_HEADER: &str = "conclave-param";
+
 impl From<Error> for tonic::Status {
     fn from(error: Error) -> Self {
-        Self::new(error.kind.code(), error.message)
+        let mut status = Self::new(error.kind.code(), error.message);
+        // A field name is ASCII; one that is not cannot ride in metadata, and the message names it anyway.
+        if let Some(Ok(param)) = error.param.map(|param| param.parse()) {
+            status.metadata_mut().insert(PARAM_HEADER, param);
+        }
+        status
     }
 }
 
 impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Self {
-        Self::new(ErrorKind::from_code(status.code()), status.message())
+        let param = status.metadata().get(PARAM_HEADER).and_then(|param| param.to_str().ok()).map(str::to_owned);
+        Self { kind: ErrorKind::from_code(status.code()), message: status.message().to_owned(), param }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KINDS: [ErrorKind; 10] = [
+        ErrorKind::InvalidArgument,
+        ErrorKind::NotFound,
+        ErrorKind::Unauthenticated,
+        ErrorKind::Unimplemented,
+        ErrorKind::ResourceExhausted,
+        ErrorKind::DeadlineExceeded,
+        ErrorKind::Unavailable,
+        ErrorKind::FailedPrecondition,
+        ErrorKind::Cancelled,
+        ErrorKind::Internal,
+    ];
+
+    #[test]
+    fn an_error_survives_grpc() {
+        for kind in KINDS {
+            let plain = Error::new(kind, "temperature is -1, expected 0 to 2");
+            for error in [plain.clone(), plain.with_param("temperature")] {
+                assert_eq!(Error::from(tonic::Status::from(error.clone())), error);
+            }
+        }
+        let strange = Error::invalid("no such field").with_param("température\n");
+        assert_eq!(Error::from(tonic::Status::from(strange)).param, None);
+    }
+
+    #[test]
+    fn every_kind_is_an_http_error() {
+        for kind in KINDS {
+            assert!(kind.http().is_client_error() || kind.http().is_server_error(), "{kind:?}");
+        }
+        assert_eq!(ErrorKind::Cancelled.http().as_u16(), 499);
+        assert_eq!(ErrorKind::ResourceExhausted.http().as_u16(), 429);
     }
 }

@@ -1,0 +1,279 @@
+//! A checkpoint on disk: checked when it is opened, mapped, read tensor by tensor.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use conclave_kernels::{Dtype, Weight};
+use half::bf16;
+
+use crate::config::GateMethod;
+use crate::location::{Located, locate};
+use crate::sizes::Part;
+use crate::sys::Mapping;
+use crate::tensors::{HEADER_PREFIX, Index, Location, Shard, TensorError, header_bytes, parse_header, place};
+use crate::{ModelConfig, ModelError, files, fingerprint, memory, names};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Documents besides the tensors that the fingerprint covers.
+const DOCUMENTS: [&str; 4] = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+
+/// A checkpoint, mapped into memory.
+///
+/// Names, shapes and element types of all tensors have been checked against the configuration. Its files must not be
+/// written over while it is open: replace them instead.
+#[derive(Debug)]
+pub struct Checkpoint {
+    located: Located,
+    config: ModelConfig,
+    tensors: BTreeMap<String, Location>,
+    maps: Vec<Mapping>,
+    fingerprint: String,
+}
+
+/// One tensor of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TensorInfo<'a> {
+    /// Name in the file.
+    pub name: &'a str,
+    /// Element type in the file.
+    pub dtype: Dtype,
+    /// Dimensions, outermost first.
+    pub shape: &'a [usize],
+    /// Bytes in the file.
+    pub bytes: u64,
+    /// Part of the model.
+    pub part: Part,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint in a directory, or `org/name` in the local Hugging Face cache (`HF_HUB_CACHE`, `HF_HOME`).
+    ///
+    /// # Errors
+    /// Names the file, field or tensor, what was found and what was expected.
+    pub fn open(location: &str) -> Result<Self, ModelError> {
+        let located = locate(location)?;
+        let config = ModelConfig::read(&located.dir)?;
+        config.check_servable()?;
+        Self::load(located, config)
+    }
+
+    fn load(located: Located, config: ModelConfig) -> Result<Self, ModelError> {
+        let sources = Sources::open(&located.dir)?;
+        let tensors = place(&config, &sources.shards).map_err(|(shard, error)| sources.error(shard, error))?;
+        let documents = documents(&located.dir)?;
+        let fingerprint = fingerprint::fingerprint(&documents, &tensors, &sources.files)
+            .map_err(|(shard, cause)| sources.io_error(shard, "read a sample", cause))?;
+        let maps = sources.map()?;
+        let checkpoint = Self { located, config, tensors, maps, fingerprint };
+        checkpoint.check_gate_biases(&sources)?;
+        Ok(checkpoint)
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The directory of the files.
+    pub fn dir(&self) -> &Path {
+        &self.located.dir
+    }
+
+    /// The name it is served under where none is given: the directory's, or `org/name`.
+    pub fn name(&self) -> &str {
+        &self.located.name
+    }
+
+    /// What tells this checkpoint from others: hexadecimal, over configuration, tokenizer, and every tensor's name,
+    /// shape, element type and a sample of its bytes.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// A tensor of one or two dimensions as a matrix (one: `[n, 1]`), as it lies in the file, at any alignment.
+    ///
+    /// # Errors
+    /// When there is no such tensor or it has other dimensions.
+    pub fn weight(&self, name: &str) -> Result<Weight<'_>, ModelError> {
+        let location = self.location(name)?;
+        let (rows, cols) = match location.shape.as_slice() {
+            &[rows, cols] => (rows, cols),
+            &[rows] => (rows, 1),
+            found => return Err(rank(name, found, "one or two dimensions")),
+        };
+        Ok(Weight { dtype: location.dtype, data: self.bytes(location), rows, cols, transposed: false })
+    }
+
+    /// A tensor of one dimension, as f32.
+    ///
+    /// # Errors
+    /// When there is no such tensor or it has other dimensions.
+    pub fn vector(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let location = self.location(name)?;
+        if location.shape.len() != 1 {
+            return Err(rank(name, &location.shape, "one dimension"));
+        }
+        Ok(floats(location.dtype, self.bytes(location)))
+    }
+
+    /// Gives back the memory of a tensor's mapped pages, once a device has taken it over. A later read finds the same.
+    pub fn release(&self, name: &str) {
+        let released = self.location(name).map(|at| self.maps[at.shard].release(at.begin, at.bytes));
+        if let Ok(Err(error)) = released {
+            tracing::warn!(tensor = name, %error, "mapped pages are not released");
+        }
+    }
+
+    /// Every tensor, in order of name.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorInfo<'_>> {
+        self.tensors.iter().map(|(name, at)| TensorInfo {
+            name,
+            dtype: at.dtype,
+            shape: &at.shape,
+            bytes: at.bytes,
+            part: at.part,
+        })
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|at| at.bytes).sum()
+    }
+
+    /// Refuses to load `needed` bytes where the machine or the process's control group has less.
+    ///
+    /// # Errors
+    /// [`ModelError::WeightsDoNotFit`] with both numbers.
+    pub fn check_memory(&self, needed: u64) -> Result<(), ModelError> {
+        match memory::available(Path::new("/proc"), Path::new("/sys/fs/cgroup")) {
+            Some(left) if left.bytes < needed => {
+                Err(ModelError::WeightsDoNotFit { needed, available: left.bytes, limited_by: left.limited_by })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn location(&self, name: &str) -> Result<&Location, ModelError> {
+        self.tensors.get(name).ok_or_else(|| ModelError::NoSuchTensor { name: name.into() })
+    }
+
+    fn bytes(&self, location: &Location) -> &[u8] {
+        self.maps[location.shard].bytes(location.begin, location.bytes)
+    }
+
+    fn check_gate_biases(&self, sources: &Sources) -> Result<(), ModelError> {
+        if self.config.gate_method != GateMethod::NoauxTc {
+            return Ok(());
+        }
+        for layer in self.config.moe_layers() {
+            let name = names::layer(layer).gate_bias();
+            let bias = self.vector(&name)?;
+            if let Some(position) = bias.iter().position(|value| !value.is_finite()) {
+                let shard = self.location(&name)?.shard;
+                let error = TensorError::NonFinite { tensor: name, found: bias[position], position };
+                return Err(sources.error(shard, error));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn rank(name: &str, found: &[usize], expected: &'static str) -> ModelError {
+    ModelError::Rank { name: name.into(), found: found.to_vec(), expected }
+}
+
+fn floats(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        Dtype::F32 => bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
+        Dtype::Bf16 => bytes.as_chunks().0.iter().map(|bytes| bf16::from_le_bytes(*bytes).to_f32()).collect(),
+    }
+}
+
+fn documents(dir: &Path) -> Result<Vec<fingerprint::Document>, ModelError> {
+    DOCUMENTS.into_iter().map(|name| Ok((name, files::read_optional(&dir.join(name))?))).collect()
+}
+
+/// The open tensor files of a checkpoint.
+struct Sources {
+    paths: Vec<PathBuf>,
+    files: Vec<File>,
+    shards: Vec<Shard>,
+}
+
+impl Sources {
+    fn open(dir: &Path) -> Result<Self, ModelError> {
+        let mut sources = Self { paths: Vec::new(), files: Vec::new(), shards: Vec::new() };
+        let single = dir.join(SINGLE);
+        if single.is_file() {
+            let file = File::open(&single).map_err(ModelError::io(&single, "open"))?;
+            sources.push(single, file)?;
+            return Ok(sources);
+        }
+        let path = dir.join(INDEX);
+        let Some(text) = files::read_optional(&path)? else {
+            return Err(ModelError::Tensor { path: dir.to_path_buf(), error: TensorError::NoWeights });
+        };
+        let index = Index::parse(&text).map_err(ModelError::tensor(&path))?;
+        for (name, tensor) in index.shards() {
+            let shard = dir.join(name);
+            let file = File::open(&shard).map_err(|cause| missing_shard(&path, &shard, name, tensor, cause))?;
+            let shard = sources.push(shard, file)?;
+            index.check_shard(name, &shard.entries).map_err(ModelError::tensor(&path))?;
+        }
+        Ok(sources)
+    }
+
+    /// Reads the header of a file and keeps both.
+    fn push(&mut self, path: PathBuf, file: File) -> Result<&Shard, ModelError> {
+        let shard = read_header(&path, &file)?;
+        self.paths.push(path);
+        self.files.push(file);
+        self.shards.push(shard);
+        Ok(&self.shards[self.shards.len() - 1])
+    }
+
+    fn map(&self) -> Result<Vec<Mapping>, ModelError> {
+        let map = |(path, file): (&PathBuf, &File)| Mapping::new(file).map_err(ModelError::io(path, "map"));
+        self.paths.iter().zip(&self.files).map(map).collect()
+    }
+
+    fn error(&self, shard: usize, error: TensorError) -> ModelError {
+        ModelError::Tensor { path: self.paths[shard].clone(), error }
+    }
+
+    fn io_error(&self, shard: usize, action: &'static str, cause: io::Error) -> ModelError {
+        ModelError::Io { path: self.paths[shard].clone(), action, cause }
+    }
+}
+
+fn missing_shard(index: &Path, shard: &Path, name: &str, tensor: &str, cause: io::Error) -> ModelError {
+    if cause.kind() != io::ErrorKind::NotFound {
+        return ModelError::io(shard, "open")(cause);
+    }
+    ModelError::tensor(index)(TensorError::MissingShard { file: name.into(), tensor: tensor.into() })
+}
+
+fn read_header(path: &Path, file: &File) -> Result<Shard, ModelError> {
+    let io = |action| ModelError::io(path, action);
+    let file_bytes = file.metadata().map_err(io("read the length"))?.len();
+    if file_bytes < HEADER_PREFIX {
+        let error = TensorError::Truncated { found: file_bytes, expected: HEADER_PREFIX, part: "length of the header" };
+        return Err(ModelError::tensor(path)(error));
+    }
+    let mut prefix = [0; HEADER_PREFIX as usize];
+    file.read_exact_at(&mut prefix, 0).map_err(io("read the length of the header"))?;
+    let length = header_bytes(prefix, file_bytes).map_err(ModelError::tensor(path))?;
+    let mut header = vec![0; length as usize];
+    file.read_exact_at(&mut header, HEADER_PREFIX).map_err(io("read the header"))?;
+    let data_begin = HEADER_PREFIX + length;
+    let entries = parse_header(&header, file_bytes - data_begin).map_err(ModelError::tensor(path))?;
+    Ok(Shard { entries, data_begin })
+}
+
+#[cfg(test)]
+mod tests;

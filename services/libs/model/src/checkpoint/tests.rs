@@ -1,0 +1,262 @@
+//! Whole checkpoints: read back, refused by name, told apart.
+
+use std::fs;
+
+use serde_json::json;
+
+use super::*;
+use crate::testing::{self, Stored, fixture, small};
+
+fn open(dir: &Path) -> Result<Checkpoint, ModelError> {
+    Checkpoint::open(dir.to_str().unwrap())
+}
+
+/// A small checkpoint after `edit`, opened.
+fn edited(edit: impl FnOnce(&mut Vec<Stored>)) -> Result<Checkpoint, ModelError> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tensors = testing::tensors(&small());
+    edit(&mut tensors);
+    testing::write(dir.path(), &small(), &tensors);
+    open(dir.path())
+}
+
+fn refused(edit: impl FnOnce(&mut Vec<Stored>)) -> TensorError {
+    match edited(edit) {
+        Err(ModelError::Tensor { error, path }) => {
+            assert!(path.ends_with("model.safetensors"), "{}", path.display());
+            error
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The small checkpoint in two files, the tensors dealt alternately.
+fn write_sharded(dir: &Path) {
+    fs::write(dir.join("config.json"), small().to_json()).unwrap();
+    let (mut odd, mut even) = (Vec::new(), Vec::new());
+    for (index, tensor) in testing::tensors(&small()).into_iter().enumerate() {
+        if index % 2 == 0 { even.push(tensor) } else { odd.push(tensor) }
+    }
+    let mut map = serde_json::Map::new();
+    for (name, tensors) in [("odd.safetensors", odd), ("even.safetensors", even)] {
+        map.extend(tensors.iter().map(|tensor| (tensor.name.clone(), json!(name))));
+        fs::write(dir.join(name), testing::file(&tensors)).unwrap();
+    }
+    fs::write(dir.join(INDEX), json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
+}
+
+fn bump(tensors: &mut [Stored], name: &str) {
+    let tensor = tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
+    tensor.data.iter_mut().for_each(|byte| *byte ^= 1);
+}
+
+#[test]
+fn tensors_read_as_they_were_written() {
+    let checkpoint = edited(|_| ()).unwrap();
+    for stored in testing::tensors(&small()) {
+        let weight = checkpoint.weight(&stored.name).unwrap();
+        assert_eq!((weight.data, weight.dtype, weight.transposed), (stored.data.as_slice(), Dtype::Bf16, false));
+        assert_eq!((weight.rows, weight.cols), (stored.shape[0], stored.shape.get(1).copied().unwrap_or(1)));
+    }
+    let norm = checkpoint.vector(&names::final_norm()).unwrap();
+    assert_eq!(norm.len(), 8);
+    let first = checkpoint.weight(&names::final_norm()).unwrap().data[..2].try_into().unwrap();
+    assert_eq!(norm[0], bf16::from_le_bytes(first).to_f32());
+}
+
+#[test]
+fn f32_tensors_at_odd_offsets_are_read() {
+    let name = names::final_norm();
+    let values = [1.5f32, -2.0, 0.25, 3.0, 1e-3, 7.0, 8.0, 9.0];
+    let checkpoint = edited(|tensors| {
+        let norm = tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
+        norm.dtype = "F32";
+        norm.data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let ignored = "model.layers.0.self_attn.rotary_emb.inv_freq".to_string();
+        tensors.insert(0, Stored { name: ignored, dtype: "U8", shape: vec![3], data: vec![0; 3] });
+    });
+    assert_eq!(checkpoint.unwrap().vector(&name).unwrap(), values);
+}
+
+#[test]
+fn released_pages_read_the_same() {
+    let checkpoint = edited(|_| ()).unwrap();
+    let before = checkpoint.weight(&names::embed()).unwrap().data.to_vec();
+    checkpoint.release(&names::embed());
+    checkpoint.release("no such tensor");
+    assert_eq!(checkpoint.weight(&names::embed()).unwrap().data, before);
+}
+
+#[test]
+fn wrong_uses_are_refused() {
+    let checkpoint = edited(|_| ()).unwrap();
+    assert!(matches!(checkpoint.weight("nothing"), Err(ModelError::NoSuchTensor { .. })));
+    let message = checkpoint.vector(&names::embed()).unwrap_err().to_string();
+    assert_eq!(message, "tensor model.embed_tokens.weight: found shape [24, 8], expected one dimension");
+}
+
+#[test]
+fn missing_extra_and_misshaped_tensors_are_refused() {
+    let missing = refused(|tensors| tensors.retain(|tensor| tensor.name != names::layer(1).expert(3).up_proj()));
+    let tensor = "model.layers.1.mlp.experts.3.up_proj.weight".to_string();
+    assert_eq!(missing, TensorError::Missing { tensor, expected: vec![4, 8] });
+
+    let extra = refused(|tensors| {
+        let name = "model.layers.2.input_layernorm.weight".into();
+        tensors.push(Stored { name, dtype: "BF16", shape: vec![1], data: vec![0; 2] });
+    });
+    assert!(matches!(&extra, TensorError::Extra { tensor, .. } if tensor.starts_with("model.layers.2.")), "{extra}");
+
+    let shape = refused(|tensors| tensors[0].shape = vec![8, 24]);
+    let tensor = names::embed();
+    assert_eq!(shape, TensorError::Shape { tensor, found: vec![8, 24], expected: vec![24, 8] });
+}
+
+#[test]
+fn types_that_are_not_served_are_refused_by_name() {
+    for (dtype, size) in [("F16", 2), ("F8_E4M3", 1)] {
+        let error = refused(|tensors| {
+            tensors[0].dtype = dtype;
+            tensors[0].data.truncate(24 * 8 * size);
+        });
+        assert_eq!(error, TensorError::UnsupportedDtype { tensor: names::embed(), found: dtype });
+    }
+}
+
+#[test]
+fn shared_experts_that_the_config_denies_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let denied = ModelConfig { shared_experts: None, ..small() };
+    testing::write(dir.path(), &denied, &testing::tensors(&small()));
+    let error = open(dir.path()).unwrap_err();
+    assert!(matches!(error, ModelError::Tensor { error: TensorError::SharedExperts { .. }, .. }), "{error}");
+}
+
+#[test]
+fn a_file_cut_anywhere_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    testing::write(dir.path(), &small(), &testing::tensors(&small()));
+    let path = dir.path().join(SINGLE);
+    let whole = fs::read(&path).unwrap();
+    for length in [0, 7, 8, 100, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let error = open(dir.path()).unwrap_err();
+        let truncated = matches!(
+            error,
+            ModelError::Tensor { error: TensorError::Truncated { .. } | TensorError::OutOfFile { .. }, .. }
+        );
+        assert!(truncated, "{length}: {error}");
+    }
+}
+
+#[test]
+fn shards_read_as_one_file_does() {
+    let dir = tempfile::tempdir().unwrap();
+    write_sharded(dir.path());
+    let sharded = open(dir.path()).unwrap();
+    let single = edited(|_| ()).unwrap();
+    assert_eq!(sharded.fingerprint(), single.fingerprint());
+    assert_eq!(sharded.total_bytes(), single.total_bytes());
+    for tensor in single.tensors() {
+        assert_eq!(sharded.weight(tensor.name).unwrap().data, single.weight(tensor.name).unwrap().data);
+    }
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    write_sharded(dir.path());
+    fs::remove_file(dir.path().join("odd.safetensors")).unwrap();
+    let error = open(dir.path()).unwrap_err();
+    let named = matches!(&error, ModelError::Tensor { error: TensorError::MissingShard { file, .. }, .. } if file == "odd.safetensors");
+    assert!(named, "{error}");
+    assert!(error.to_string().contains("model.safetensors.index.json"), "{error}");
+}
+
+#[test]
+fn a_directory_without_weights_or_config_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = open(dir.path()).unwrap_err();
+    assert!(matches!(&error, ModelError::Io { path, .. } if path.ends_with("config.json")), "{error}");
+    fs::write(dir.path().join("config.json"), small().to_json()).unwrap();
+    let error = open(dir.path()).unwrap_err();
+    assert!(matches!(error, ModelError::Tensor { error: TensorError::NoWeights, .. }), "{error}");
+}
+
+#[test]
+fn the_fingerprint_tells_checkpoints_apart() {
+    let original = edited(|_| ()).unwrap();
+    assert_eq!(original.fingerprint().len(), 64);
+    assert_eq!(original.fingerprint(), edited(|_| ()).unwrap().fingerprint());
+    let other = edited(|tensors| bump(tensors, &names::layer(1).expert(2).down_proj())).unwrap();
+    assert_ne!(original.fingerprint(), other.fingerprint());
+}
+
+#[test]
+fn the_fingerprint_covers_config_and_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut seen = std::collections::BTreeSet::new();
+    testing::write(dir.path(), &small(), &testing::tensors(&small()));
+    seen.insert(open(dir.path()).unwrap().fingerprint().to_string());
+    for (file, text) in [("tokenizer.json", "{}"), ("tokenizer_config.json", "{}"), ("chat_template.jinja", "x")] {
+        fs::write(dir.path().join(file), text).unwrap();
+        assert!(seen.insert(open(dir.path()).unwrap().fingerprint().to_string()), "{file}");
+    }
+    let scaled = ModelConfig { routed_scaling_factor: 2.0, ..small() };
+    fs::write(dir.path().join("config.json"), scaled.to_json()).unwrap();
+    assert!(seen.insert(open(dir.path()).unwrap().fingerprint().to_string()));
+}
+
+#[test]
+fn weights_larger_than_memory_are_refused_with_both_numbers() {
+    let checkpoint = edited(|_| ()).unwrap();
+    checkpoint.check_memory(1).unwrap();
+    let error = checkpoint.check_memory(1 << 60).unwrap_err();
+    let ModelError::WeightsDoNotFit { needed, available, .. } = error else { panic!("{error}") };
+    assert!(needed == 1 << 60 && available > 0);
+    assert!(error.to_string().contains(&available.to_string()), "{error}");
+}
+
+/// A V3 checkpoint as it will be read: gate biases, and one more layer that is skipped.
+fn v3(bias: f32) -> Result<Checkpoint, ModelError> {
+    let config = ModelConfig {
+        kind: crate::ModelKind::DeepseekV3,
+        gate_method: GateMethod::NoauxTc,
+        scoring: crate::Scoring::Sigmoid,
+        ..small()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let mut tensors = testing::tensors(&config);
+    let gate = tensors.iter_mut().find(|tensor| tensor.name == names::layer(1).gate_bias()).unwrap();
+    gate.dtype = "F32";
+    gate.data = [1.0, 2.0, bias, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+    let name = "model.layers.2.eh_proj.weight".into();
+    tensors.push(Stored { name, dtype: "F8_E4M3", shape: vec![2], data: vec![0; 2] });
+    testing::write(dir.path(), &config, &tensors);
+    assert!(matches!(open(dir.path()), Err(ModelError::NotSupported { .. })));
+    Checkpoint::load(Located { dir: dir.path().into(), name: "v3".into() }, config)
+}
+
+#[test]
+fn v3_reads_its_biases_and_skips_the_speculation_layer() {
+    assert_eq!(v3(3.0).unwrap().vector(&names::layer(1).gate_bias()).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    for bias in [f32::NAN, f32::INFINITY] {
+        let error = v3(bias).unwrap_err();
+        assert!(
+            matches!(error, ModelError::Tensor { error: TensorError::NonFinite { position: 2, .. }, .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn fixtures_open() {
+    let golden = fixture("golden").into_iter().flat_map(|dir| fs::read_dir(dir).unwrap());
+    let dirs: Vec<PathBuf> = golden.map(|entry| entry.unwrap().path()).chain(fixture("demo-model")).collect();
+    for dir in dirs.iter().filter(|dir| dir.join("config.json").exists()) {
+        let checkpoint = open(dir).unwrap_or_else(|error| panic!("{error}"));
+        let parameters = crate::sizes::Sizes::of(checkpoint.config()).total();
+        let elements: usize = checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        assert_eq!(parameters, elements as u64, "{}", dir.display());
+    }
+}

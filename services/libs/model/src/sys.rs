@@ -1,0 +1,39 @@
+//! Calls into the operating system that the standard library does not have; the only `unsafe` of this crate.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+
+use memmap2::{Mmap, UncheckedAdvice};
+
+/// A file mapped for reading.
+///
+/// A file that is cut short while it is mapped ends the process (SIGBUS) when the lost pages are read: checkpoints
+/// must be replaced, not written over.
+#[derive(Debug)]
+pub(crate) struct Mapping(Mmap);
+
+impl Mapping {
+    /// Maps the whole of a file; costs address space, no memory.
+    pub(crate) fn new(file: &File) -> io::Result<Self> {
+        // SAFETY: the map is private to this type and only read. That nobody changes the file meanwhile cannot be
+        // had from the operating system; the type's documentation demands it, and the fingerprint tells files apart.
+        let map = unsafe { Mmap::map(file)? };
+        Ok(Self(map))
+    }
+
+    /// Bytes `[begin, begin + count)` of the file.
+    pub(crate) fn bytes(&self, begin: u64, count: u64) -> &[u8] {
+        &self.0[begin as usize..(begin + count) as usize]
+    }
+
+    /// Gives back the memory that holds the pages of `[begin, begin + count)`; they are read again when next used.
+    pub(crate) fn release(&self, begin: u64, count: u64) -> io::Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: dropping pages of a read-only map of a file loses nothing: the next read brings the same bytes.
+        unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, begin as usize, count as usize) }
+    }
+}
