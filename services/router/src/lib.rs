@@ -1,1 +1,13 @@
 //! The router service: public API, front and dispatch host.
+
+pub mod api;
+pub mod front;
+mod host;
+mod trace;
+
+pub use api::ApiKeys;
+pub use front::{
+    AttentionConnector, AttentionLink, ClusterLoad, Defaults, Front, FrontConfig, FrontError, GrpcAttention, NoLoad,
+    RequestContext, ServedModel, TextCodec,
+};
+pub use host::{Role, RouterService, dispatch_routes, follow_readiness, serve_grpc, serve_http};

@@ -1,0 +1,7 @@
+//! The public API: gRPC and OpenAI's HTTP.
+
+mod auth;
+pub mod grpc;
+pub mod openai;
+
+pub use auth::ApiKeys;
