@@ -145,17 +145,9 @@ impl Keeper {
         self.record.send_modify(|member| member.state = state);
         self.written = false;
         let written = self.write().await;
-        let taken = match &written {
-            Err(ClusterError::InstanceTaken { instance, role, address }) => Err(ClusterError::InstanceTaken {
-                instance: instance.clone(),
-                role: role.clone(),
-                address: address.clone(),
-            }),
-            _ => Ok(()),
-        };
         // Whoever asked may have stopped waiting.
-        let _ = reply.send(written);
-        taken
+        let _ = reply.send(written.clone());
+        written
     }
 
     /// Writes the record, under a new lease where the old one is gone.
