@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
@@ -258,5 +259,28 @@ fn fixtures_open() {
         let parameters = crate::sizes::Sizes::of(checkpoint.config()).total();
         let elements: usize = checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
         assert_eq!(parameters, elements as u64, "{}", dir.display());
+    }
+}
+
+#[test]
+fn checkpoint_and_text_are_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Checkpoint>();
+    shared::<crate::Text>();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn no_changed_file_panics(changes in proptest::collection::vec((0usize..600, any::<u8>()), 1..4), cut in 0usize..400) {
+        let dir = tempfile::tempdir().unwrap();
+        testing::write(dir.path(), &small(), &testing::tensors(&small()));
+        let path = dir.path().join(SINGLE);
+        let mut bytes = fs::read(&path).unwrap();
+        changes.into_iter().for_each(|(at, byte)| bytes[at] = byte);
+        bytes.truncate(bytes.len() - cut);
+        fs::write(&path, bytes).unwrap();
+        let _ = open(dir.path());
     }
 }
