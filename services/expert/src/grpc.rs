@@ -44,10 +44,7 @@ impl<D: Device> ExpertService<D> {
 impl<D: Device> Expert for ExpertGrpc<D> {
     type ComputeStream = ReceiverStream<Result<ExpertResult, Status>>;
 
-    async fn compute(
-        &self,
-        request: Request<Streaming<ExpertBatch>>,
-    ) -> Result<Response<Self::ComputeStream>, Status> {
+    async fn compute(&self, request: Request<Streaming<ExpertBatch>>) -> Result<Response<Self::ComputeStream>, Status> {
         expect(request.metadata(), INSTANCE_HEADER, self.service.instance())?;
         expect(request.metadata(), FINGERPRINT_HEADER, self.service.fingerprint())?;
         let (outgoing, queue) = mpsc::channel(QUEUE);

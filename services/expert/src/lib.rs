@@ -13,6 +13,8 @@ mod metrics;
 mod queue;
 mod self_check;
 mod service;
+#[cfg(test)]
+mod testing;
 pub mod validate;
 
 pub use config::ExpertConfig;

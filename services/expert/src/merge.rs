@@ -154,3 +154,83 @@ impl Sums<'_> {
         sums
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::{Weights, batch, shape};
+    use crate::validate::{self, Expected};
+
+    fn sums(weights: &Weights, batches: &[&ExpertBatch]) -> Vec<Vec<PartialSum>> {
+        run(&weights.device, &shape(), &mut Scratch::default(), batches, |_, expert| {
+            weights.experts.get(expert as usize)
+        })
+    }
+
+    #[test]
+    fn a_sum_is_the_weighted_sum_of_the_definition() {
+        let weights = Weights::new();
+        let batch = batch(3, 6, &[0, 1]);
+        let found = sums(&weights, &[&batch]);
+        let mut expected: BTreeMap<u32, Vec<f64>> = BTreeMap::new();
+        let mut at = 0;
+        for (&expert, &count) in batch.experts.iter().zip(&batch.counts) {
+            for _ in 0..count {
+                let (row, weight) = (batch.row_index[at], batch.weights[at]);
+                let mut x = Vec::new();
+                activation::decode(Dtype::F32, &batch.x, &mut x);
+                let mut y = vec![0f32; shape().hidden];
+                let x = &x[row as usize * shape().hidden..][..shape().hidden];
+                weights.device.ffn(x, &weights.experts[expert as usize], &mut y);
+                let sum = expected.entry(row).or_insert_with(|| vec![0.0; y.len()]);
+                sum.iter_mut().zip(&y).for_each(|(sum, y)| *sum += f64::from(weight) * f64::from(*y));
+                at += 1;
+            }
+        }
+        assert_eq!(found[0].len(), 1, "groups 0 and 1 are one subtree");
+        assert_eq!((found[0][0].first, found[0][0].last), (0, 2));
+        assert_eq!(found[0][0].row_index, expected.keys().copied().collect::<Vec<_>>());
+        let mut values = Vec::new();
+        activation::decode(Dtype::F32, &found[0][0].sum, &mut values);
+        for (found, expected) in values.iter().zip(expected.values().flatten()) {
+            assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} for {expected}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn merged_and_alone_have_the_same_bits(
+            wanted in proptest::collection::vec((0u64..100, 1u32..7, proptest::sample::subsequence(vec![0, 1, 2, 3], 1..=4)), 1..5),
+        ) {
+            let weights = Weights::new();
+            let batches: Vec<ExpertBatch> = wanted.iter().map(|(seed, rows, groups)| batch(*seed, *rows, groups)).collect();
+            let together = sums(&weights, &batches.iter().collect::<Vec<_>>());
+            for (batch, together) in batches.iter().zip(together) {
+                prop_assert_eq!(&sums(&weights, &[batch])[0], &together);
+            }
+        }
+
+        #[test]
+        fn a_batch_that_is_not_refused_can_be_run(
+            seed in 0u64..100,
+            edits in proptest::collection::vec((0usize..12, any::<u32>(), 0usize..8), 1..4),
+        ) {
+            let weights = Weights::new();
+            let mut batch = batch(seed, 4, &[0, 2, 3]);
+            for (field, value, at) in edits {
+                crate::testing::spoil(&mut batch, field, value, at);
+            }
+            let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 64 };
+            match validate::check(&expected, &batch) {
+                Ok(()) => drop(sums(&weights, &[&batch])),
+                Err(error) => prop_assert!(error.message.contains(": "), "{}", error.message),
+            }
+        }
+    }
+}

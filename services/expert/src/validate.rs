@@ -126,3 +126,48 @@ fn below(field: &str, values: &[u32], limit: usize) -> Result<(), String> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{batch, shape};
+
+    fn message(spoil: impl FnOnce(&mut ExpertBatch)) -> String {
+        let mut batch = batch(1, 4, &[0, 2]);
+        spoil(&mut batch);
+        let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 16 };
+        let error = check(&expected, &batch).unwrap_err();
+        assert_eq!(error.kind(), WorkErrorKind::Invalid);
+        error.message
+    }
+
+    #[test]
+    fn a_right_batch_passes() {
+        let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 16 };
+        assert_eq!(check(&expected, &batch(1, 4, &[0, 2])), Ok(()));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(message(|b| b.id = None), "id: missing");
+        assert_eq!(
+            message(|b| b.id.as_mut().unwrap().layer = 0),
+            "id.layer: found 0, expected one with routed experts"
+        );
+        assert_eq!(message(|b| b.activation = 2), "activation: found 2, expected f32 (ACTIVATION_F32)");
+        assert_eq!(message(|b| b.rows = 0), "rows: found 0, expected 1 to 16");
+        assert_eq!(message(|b| b.rows = 17), "rows: found 17, expected 1 to 16");
+        assert_eq!(message(|b| b.hidden = 9), "hidden: found 9, expected 8");
+        assert_eq!(message(|b| b.x = b.x.slice(1..)), "x: found 127 bytes, expected 128");
+        assert_eq!(message(|b| b.groups.clear()), "groups: found none, expected at least one");
+        assert_eq!(message(|b| b.groups = vec![2, 0]), "groups: found 0 after 2, expected ascending values");
+        assert_eq!(message(|b| b.groups = vec![0, 4]), "groups: found 4, expected values below 4");
+        assert_eq!(message(|b| b.groups = vec![0]), "experts: found 4 of group 2, expected experts of the groups [0]");
+        assert_eq!(message(|b| b.experts[0] = 9), "experts: found 1 after 9, expected ascending values");
+        assert!(message(|b| b.counts.push(1)).starts_with("counts: found "));
+        assert!(message(|b| b.counts[0] = u32::MAX).starts_with("row_index: found "));
+        assert!(message(|b| b.weights.truncate(1)).starts_with("weights: found 1 values, expected "));
+        assert_eq!(message(|b| b.weights[1] = f32::NAN), "weights: found NaN at 1, expected a finite number");
+        assert_eq!(message(|b| b.row_index[0] = 4), "row_index: found 4, expected values below 4");
+    }
+}

@@ -17,7 +17,7 @@ async fn two_replicas() -> Cluster {
 async fn survives(mood: Mood) -> Cluster {
     let cluster = two_replicas().await;
     cluster.shard("a").set(mood);
-    let input = input(1, 9);
+    let input = input(1, 1);
     let output = cluster.dispatcher.call(input.clone()).await.unwrap();
     assert_eq!(output.routed, expected(&input).await.routed);
     assert_eq!(cluster.shard("b").calls(), 1);
@@ -30,7 +30,7 @@ async fn a_broken_connection_is_replaced_and_the_shard_set_aside_until_it_is_bac
     assert_eq!(cluster.health("a"), "set-aside");
     assert_eq!(cluster.health("b"), "ok");
     assert_eq!(cluster.health("c"), "unknown");
-    cluster.dispatcher.call(input(2, 3)).await.unwrap();
+    cluster.dispatcher.call(input(2, 1)).await.unwrap();
     assert_eq!(cluster.shard("a").calls(), 1, "no more work while set aside");
     cluster.shard("a").set(Mood::Well);
     sleep(Duration::from_secs(1)).await;
@@ -74,12 +74,12 @@ async fn once_the_speed_is_known_a_hang_is_noticed_sooner() {
     let cluster = two_replicas().await;
     cluster.shard("a").set(Mood::Slow(Duration::from_millis(2)));
     for seed in 0..20 {
-        cluster.dispatcher.call(input(seed, 4)).await.unwrap();
+        cluster.dispatcher.call(input(seed, 1)).await.unwrap();
     }
     assert_eq!(cluster.shard("b").calls(), 0, "the replica of the last time is kept");
     cluster.shard("a").set(Mood::Hangs);
     let started = Instant::now();
-    cluster.dispatcher.call(input(100, 4)).await.unwrap();
+    cluster.dispatcher.call(input(100, 1)).await.unwrap();
     assert!(started.elapsed() <= Duration::from_millis(1100), "{:?}", started.elapsed());
 }
 
@@ -94,7 +94,7 @@ async fn slow_calls_are_hedged_but_only_two_in_a_hundred() {
         cluster.shard("a").set(Mood::Slow(Duration::from_millis(if slow { 900 } else { 1 })));
         let before = cluster.shard("b").calls();
         let started = Instant::now();
-        let input = input(seed, 4);
+        let input = input(seed, 1);
         let output = cluster.dispatcher.call(input.clone()).await.unwrap();
         if seed % 50 == 0 {
             assert_eq!(output.routed, expected(&input).await.routed);
@@ -188,10 +188,10 @@ async fn a_failed_shard_of_many_cells_is_replaced_by_several() {
 #[tokio::test(start_paused = true)]
 async fn a_shard_that_leaves_gets_nothing_more() {
     let mut cluster = two_replicas().await;
-    cluster.dispatcher.call(input(1, 3)).await.unwrap();
+    cluster.dispatcher.call(input(1, 1)).await.unwrap();
     assert_eq!((cluster.shard("a").calls(), cluster.shard("b").calls()), (1, 0));
     cluster.leave("a").await;
-    cluster.dispatcher.call(input(2, 3)).await.unwrap();
+    cluster.dispatcher.call(input(2, 1)).await.unwrap();
     assert_eq!((cluster.shard("a").calls(), cluster.shard("b").calls()), (1, 1));
 }
 

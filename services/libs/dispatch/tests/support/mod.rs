@@ -244,8 +244,8 @@ impl Cluster {
         let families = self.registry.gather();
         let family = families.iter().find(|family| family.name() == name).unwrap_or_else(|| panic!("no metric {name}"));
         let value = |m: &prometheus::proto::Metric| match family.get_field_type() {
-            prometheus::proto::MetricType::COUNTER => m.get_counter().value(),
-            prometheus::proto::MetricType::GAUGE => m.get_gauge().value(),
+            prometheus::proto::MetricType::COUNTER => m.get_counter().get_value(),
+            prometheus::proto::MetricType::GAUGE => m.get_gauge().get_value(),
             _ => m.get_histogram().get_sample_count() as f64,
         };
         family.get_metric().iter().map(value).sum()
