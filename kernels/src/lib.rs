@@ -6,6 +6,7 @@ mod arena;
 mod cache;
 pub mod cell_tree;
 
+mod cpu;
 mod device;
 mod dtype;
 mod grid;
@@ -18,6 +19,7 @@ mod scratch;
 mod tasks;
 mod weight;
 
+pub use cpu::{Cpu, Isa};
 pub use device::{Device, ExpertRows, Ffn, LatentWrite, MlaShape, SequenceRows};
 pub use dtype::Dtype;
 pub use pool::Pool;

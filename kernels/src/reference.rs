@@ -202,21 +202,20 @@ impl Device for Reference {
         assert_eq!((q.len() / width, q.len() % width), (out.len() / latent, 0), "rows of attention");
         let out = Grid::new(out, latent);
         let groups = heads.div_ceil(HEADS);
-        for sequence in sequences {
-            self.pool.run(sequence.rows * groups, |task| {
-                let first = (sequence.first_row + task / groups) * heads + task % groups * HEADS;
-                let used = HEADS.min(heads - task % groups * HEADS);
-                let keys = sequence.first_position + task / groups + 1;
-                let q = &q[first * width..][..used * width];
-                let splits = splits(cache, layer, sequence, keys, q, scale);
-                let head_splits = splits.chunks_exact(latent + 2);
-                for head in 0..used {
-                    // SAFETY: each row and head belongs to one task.
-                    let out = unsafe { out.part(first + head, 0..latent) };
-                    attention::merge_splits(head_splits.clone().skip(head).step_by(used), out);
-                }
-            });
-        }
+        let rows: Vec<(&SequenceRows<'_>, usize)> =
+            sequences.iter().flat_map(|sequence| (0..sequence.rows).map(move |row| (sequence, row))).collect();
+        self.pool.run(rows.len() * groups, |task| {
+            let ((sequence, row), group) = (rows[task / groups], task % groups);
+            let first = (sequence.first_row + row) * heads + group * HEADS;
+            let used = HEADS.min(heads - group * HEADS);
+            let q = &q[first * width..][..used * width];
+            let splits = splits(cache, layer, sequence, sequence.first_position + row + 1, q, scale);
+            for head in 0..used {
+                // SAFETY: each row and head belongs to one task.
+                let out = unsafe { out.part(first + head, 0..latent) };
+                attention::merge_splits(splits.chunks_exact(latent + 2).skip(head).step_by(used), out);
+            }
+        });
     }
 
     fn mla_values(&self, shape: &MlaShape, o_lat: &[f32], uv: &[Matrix], out: &mut [f32]) {

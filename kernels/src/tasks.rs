@@ -7,8 +7,12 @@ const GRAIN: usize = 1 << 16;
 /// Tasks for each thread, so that one that is held up does not hold up all.
 const TASKS_PER_THREAD: usize = 4;
 
+/// Multiply-adds of one task where there are `total`.
+pub(crate) fn work_of_one(pool: &Pool, total: usize) -> usize {
+    total.div_ceil(pool.threads() * TASKS_PER_THREAD).max(GRAIN)
+}
+
 /// How many of `units` units of `work` multiply-adds each one task takes, at least one.
 pub(crate) fn at_once(pool: &Pool, units: usize, work: usize) -> usize {
-    let fair = units.div_ceil(pool.threads() * TASKS_PER_THREAD);
-    fair.max(GRAIN.div_ceil(work.max(1))).max(1)
+    work_of_one(pool, units.saturating_mul(work)).div_ceil(work.max(1))
 }

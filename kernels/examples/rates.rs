@@ -1,0 +1,139 @@
+//! How near the CPU device comes to this machine: plain reading of memory, the one-token linear layer, which should read
+//! its weights as fast, and the 512-token one in operations a second. Run by hand on a quiet machine:
+//! `cargo run --release -p conclave-kernels --example rates [threads] [isa]`.
+
+use std::{hint::black_box, sync::Arc, time::Instant};
+
+use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, MlaShape, Pool, SequenceRows};
+use conclave_kernels::{RotaryTable, Weight};
+
+/// Sizes of V2-Lite.
+const HIDDEN: usize = 2048;
+const INNER: usize = 1408;
+const EXPERTS: usize = 24;
+const SHAPE: MlaShape = MlaShape { heads: 16, nope: 128, rope: 64, value: 128, latent: 512 };
+const ROUNDS: usize = 7;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut args = std::env::args().skip(1);
+    let cores = std::thread::available_parallelism()?.get();
+    let threads = args.next().map_or(Ok(cores), |threads| threads.parse())?;
+    let isa = args.next().map(|isa| isa.parse()).transpose()?;
+    let pool = Pool::new(threads)?;
+    let cpu = Cpu::new(pool.clone(), isa)?;
+    println!("{} on {threads} threads; medians of {ROUNDS}", cpu.numerics());
+
+    let read = read_rate(&pool)?;
+    println!("plain reads              {read:7.1} GB/s");
+    linear(&cpu, read)?;
+    experts(&cpu, read)?;
+    attention(&cpu, read)?;
+    Ok(())
+}
+
+/// Median seconds of one call.
+fn time(mut call: impl FnMut()) -> f64 {
+    call();
+    let mut seconds: Vec<f64> = (0..ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            call();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[ROUNDS / 2]
+}
+
+fn numbers(length: usize) -> Vec<f32> {
+    (0..length).map(|at| ((at * 7919) % 1009) as f32 / 1009.0 - 0.5).collect()
+}
+
+/// Gigabytes a second of a sum over memory on huge pages, much larger than the caches.
+fn read_rate(pool: &Arc<Pool>) -> std::io::Result<f64> {
+    let mut memory = memmap2::MmapMut::map_anon(512 << 20)?;
+    #[cfg(target_os = "linux")]
+    memory.advise(memmap2::Advice::HugePage)?;
+    memory.fill(1);
+    let part = (memory.len() / (pool.threads() * 8)) & !63;
+    let seconds = time(|| {
+        pool.run(memory.len() / part, |task| {
+            let mut sums = [0u64; 16];
+            for line in memory[task * part..][..part].as_chunks::<128>().0 {
+                for (sum, bytes) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+                    *sum = sum.wrapping_add(u64::from_le_bytes(*bytes));
+                }
+            }
+            black_box(sums);
+        });
+    });
+    Ok(memory.len() as f64 / seconds / 1e9)
+}
+
+fn matrix(cpu: &Cpu, outputs: usize, inputs: usize) -> Result<<Cpu as Device>::Matrix, KernelError> {
+    let bytes = vec![0x3c; outputs * inputs * 2];
+    cpu.load_matrix(Weight::new(Dtype::Bf16, &bytes, outputs, inputs)?)
+}
+
+/// Many layers one after the other, so that none lies in a cache.
+fn linear(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
+    let layers = (0..40).map(|_| matrix(cpu, 3072, HIDDEN)).collect::<Result<Vec<_>, _>>()?;
+    let bytes: usize = layers.iter().map(|layer| cpu.matrix_bytes(layer)).sum();
+    let mut y = vec![0.0; 512 * 3072];
+    for rows in [1, 2, 4, 8, 512] {
+        let x = numbers(rows * HIDDEN);
+        let used = if rows > 8 { &layers[..4] } else { &layers[..] };
+        let seconds = time(|| used.iter().for_each(|layer| cpu.linear(&x, layer, &mut y[..rows * 3072])));
+        let seconds = seconds * layers.len() as f64 / used.len() as f64;
+        let rate = bytes as f64 / seconds / 1e9;
+        let flops = bytes as f64 * rows as f64 / seconds / 1e9;
+        println!("linear, {rows:3} tokens       {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s", rate / read);
+    }
+    Ok(())
+}
+
+fn experts(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
+    let experts = (0..EXPERTS)
+        .map(|_| {
+            let (gate, up) = (matrix(cpu, INNER, HIDDEN)?, matrix(cpu, INNER, HIDDEN)?);
+            Ok(Ffn { gate, up, down: matrix(cpu, HIDDEN, INNER)? })
+        })
+        .collect::<Result<Vec<_>, KernelError>>()?;
+    let bytes = EXPERTS * 3 * INNER * HIDDEN * 2;
+    for rows in [1, 64] {
+        let x = numbers(rows * HIDDEN);
+        let (index, weights): (Vec<u32>, Vec<f32>) = (0..rows as u32).map(|row| (row, 0.5)).unzip();
+        let batch: Vec<ExpertRows<'_, _>> =
+            experts.iter().map(|ffn| ExpertRows { ffn, rows: &index, weights: &weights, slots: &index }).collect();
+        let mut out = vec![0.0; rows * HIDDEN];
+        let seconds = time(|| cpu.grouped_ffn(&x, &batch, &mut out));
+        let rate = bytes as f64 / seconds / 1e9;
+        let flops = bytes as f64 * rows as f64 / seconds / 1e9;
+        println!(
+            "{EXPERTS} experts, {rows:3} tokens   {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s",
+            rate / read
+        );
+    }
+    Ok(())
+}
+
+fn attention(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
+    const POSITIONS: usize = 16 << 10;
+    let blocks: Vec<u32> = (0..(POSITIONS / Cpu::BLOCK) as u32).collect();
+    let mut cache = cpu.new_cache(1, blocks.len(), &SHAPE)?;
+    let rotary = RotaryTable::new(POSITIONS, &[0.01; 32], 1.0);
+    let positions: Vec<u32> = (0..POSITIONS as u32).collect();
+    let kv = numbers(POSITIONS * SHAPE.cached());
+    let write = LatentWrite { kv: &kv, gain: &[1.0; 512], rotary: &rotary, positions: &positions, slots: &positions };
+    cpu.write_latents(&mut cache, 0, &write);
+    for rows in [1, 64] {
+        let q = numbers(rows * SHAPE.heads * SHAPE.cached());
+        let mut out = vec![0.0; rows * SHAPE.heads * SHAPE.latent];
+        let sequence = SequenceRows { first_row: 0, rows, first_position: POSITIONS - rows, blocks: &blocks };
+        let seconds = time(|| cpu.mla_attention(&cache, 0, &q, &[sequence], 0.1, &mut out));
+        let rate = (POSITIONS * SHAPE.cached() * 2) as f64 / seconds / 1e9;
+        let flops = (2 * rows * POSITIONS * SHAPE.heads * (SHAPE.cached() + SHAPE.latent)) as f64 / seconds / 1e9;
+        println!("attention 16k, {rows:3} rows  {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s", rate / read);
+    }
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Instruction sets of the CPU device.
+
+use std::{fmt, str::FromStr};
+
+use crate::KernelError;
+
+/// An instruction set that the CPU device has kernels for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// Plain Rust, on any machine.
+    Portable,
+}
+
+impl Isa {
+    const ALL: [Self; 2] = [Self::Avx2, Self::Portable];
+
+    /// Those of this machine, best first; never empty.
+    pub fn available() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 => false,
+            Self::Portable => true,
+        }
+    }
+
+    /// This one, if the machine has it.
+    ///
+    /// # Errors
+    /// When it has not; the error names those it has.
+    pub(crate) fn check(self) -> Result<Self, KernelError> {
+        if self.is_available() { Ok(self) } else { Err(missing(&self.to_string())) }
+    }
+}
+
+fn missing(asked: &str) -> KernelError {
+    let found: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
+    KernelError::MissingIsa { asked: asked.to_owned(), found: found.join(", ") }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Avx2 => "avx2",
+            Self::Portable => "portable",
+        })
+    }
+}
+
+impl FromStr for Isa {
+    type Err = KernelError;
+
+    fn from_str(name: &str) -> Result<Self, KernelError> {
+        Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| missing(name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_back() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.to_string().parse::<Isa>().unwrap(), isa);
+        }
+        assert_eq!(Isa::available().last(), Some(&Isa::Portable));
+        let error = "sse9".parse::<Isa>().unwrap_err().to_string();
+        assert!(error.starts_with("instruction set sse9: not available") && error.contains("portable"), "{error}");
+    }
+}

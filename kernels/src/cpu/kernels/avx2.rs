@@ -1,0 +1,162 @@
+//! The loops for x86-64 with AVX2 and FMA: sums of products are rounded once a step.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+
+use super::{Columns, Kernels, attention, elementwise, lanes::Lanes, tile};
+use crate::panels::WIDTH;
+
+/// Kernels of [`crate::Isa::Avx2`]; made only by [`kernels`].
+struct Avx2(());
+
+/// The loops for AVX2 and FMA.
+///
+/// # Panics
+/// When the machine lacks either.
+pub(super) fn kernels() -> &'static dyn Kernels {
+    assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), "AVX2 and FMA");
+    &Avx2(())
+}
+
+#[derive(Clone, Copy)]
+struct Ymm(__m256);
+
+// SAFETY (of all calls below): the caller vouches for AVX2, FMA and eight elements behind a pointer.
+impl Lanes for Ymm {
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_set1_ps(value) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: see above.
+        unsafe { _mm256_storeu_ps(to, self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_add_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_div_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_fmadd_ps(self.0, factor.0, term.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn nearest(self) -> Self {
+        // SAFETY: see above.
+        Self(unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+    }
+
+    #[inline(always)]
+    unsafe fn exp2_integral(self) -> Self {
+        // SAFETY: see above.
+        unsafe {
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
+        }
+    }
+}
+
+/// Runs a loop in a function that is compiled for AVX2 and FMA.
+macro_rules! compiled {
+    (fn($($name:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {{
+        #[target_feature(enable = "avx2,fma")]
+        fn compiled($($name: $type),*) $(-> $result)? $body
+        // SAFETY: an `Avx2` exists only where `kernels` has found AVX2 and FMA.
+        unsafe { compiled($($name),*) }
+    }};
+}
+
+// SAFETY (of all calls inside `compiled!`): these run with AVX2 and FMA; the loops check the lengths of their slices.
+impl Kernels for Avx2 {
+    fn tile(&self, rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]) {
+        compiled!(fn(rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]) {
+            // SAFETY: see above.
+            unsafe { tile::tile::<Ymm>(rows, panels, out) }
+        })
+    }
+
+    fn round(&self, x: &[f32], out: &mut [f32]) {
+        compiled!(fn(x: &[f32], out: &mut [f32]) { elementwise::round(x, out) })
+    }
+
+    fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+        compiled!(fn(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+            // SAFETY: see above.
+            unsafe { elementwise::rms_norm::<Ymm>(x, gain, eps, out) }
+        })
+    }
+
+    fn swiglu(&self, gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+        compiled!(fn(gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+            // SAFETY: see above.
+            unsafe { elementwise::swiglu::<Ymm>(gate, up, out) }
+        })
+    }
+
+    fn scores(&self, q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
+        compiled!(fn(q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
+            // SAFETY: see above.
+            unsafe { attention::scores::<Ymm>(q, keys, stride, out) }
+        })
+    }
+
+    fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32) {
+        compiled!(fn(scale: f32, scores: &mut [f32]) -> (f32, f32) {
+            // SAFETY: see above.
+            unsafe { attention::softmax::<Ymm>(scale, scores) }
+        })
+    }
+
+    fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
+        compiled!(fn(weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
+            // SAFETY: see above.
+            unsafe { attention::weigh::<Ymm>(weights, keys, stride, sums) }
+        })
+    }
+}

@@ -1,0 +1,42 @@
+//! Eight lanes of f32: the vector type that the loops are written over.
+#![allow(unsafe_code)]
+
+/// Lanes of a vector.
+pub(super) const LANES: usize = 8;
+
+/// Eight f32 side by side.
+///
+/// # Safety
+/// All functions require that the machine has the instruction set of the type; those that take a pointer require
+/// that eight elements may be read or written there, at any alignment. Every caller must be compiled for the
+/// instruction set, or be inlined into a function that is.
+pub(super) trait Lanes: Copy {
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    /// Eight bf16, widened.
+    unsafe fn load_bf16(from: *const u16) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// `self · factor + term`; whether it is rounded once or twice is part of the instruction set's numerics.
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self;
+    /// The larger one; `other` where either is NaN.
+    unsafe fn max(self, other: Self) -> Self;
+    /// The smaller one; `other` where either is NaN.
+    unsafe fn min(self, other: Self) -> Self;
+    /// To the nearest integer.
+    unsafe fn nearest(self) -> Self;
+    /// `2^n` for integral lanes in `-126..=127`.
+    unsafe fn exp2_integral(self) -> Self;
+
+    /// The sum of all lanes, pairwise: `((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7))`.
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut lanes = [0.0f32; LANES];
+        // SAFETY: the array has eight elements; the rest is the contract of the trait.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        let [a, b, c, d, e, f, g, h] = lanes;
+        ((a + e) + (c + g)) + ((b + f) + (d + h))
+    }
+}

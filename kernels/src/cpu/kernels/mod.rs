@@ -1,0 +1,148 @@
+//! The inner loops of the CPU device, one set for each instruction set.
+//!
+//! The loops are written once over eight lanes of f32 ([`lanes::Lanes`]); an instruction set supplies the lanes and
+//! compiles the loops for itself. One that works differently (tiles, wider dot products) implements [`Kernels`] with
+//! loops of its own.
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod elementwise;
+mod exp;
+mod lanes;
+mod portable;
+mod tile;
+
+use super::Isa;
+use crate::panels::WIDTH;
+
+/// Rows that one tile takes at most.
+pub(crate) const TILE_ROWS: usize = 6;
+/// Panels that one tile takes at most.
+pub(crate) const TILE_PANELS: usize = 4;
+/// Rows times panels that are computed one after the other and then handed on: six rows with two matrices.
+pub(crate) const TILE_OUTPUTS: usize = 2 * TILE_ROWS;
+
+/// Panels that a tile of `rows` rows takes at most: as many sums as fit into registers, and enough to hide the latency
+/// of one chain of additions behind the others.
+pub(crate) fn panels_at_once(rows: usize) -> usize {
+    match rows {
+        1 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    }
+}
+
+/// The inner loops of one instruction set. Each output is summed in an order fixed by its own coordinates.
+pub(crate) trait Kernels: Send + Sync {
+    /// `out[p · R + r] = rows[r] · panels[p]`, ascending. `R <= 6` rows `[k]`, panels `[k][16]` as many as
+    /// [`panels_at_once`] allows.
+    fn tile(&self, rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]);
+
+    /// `out = round(x)` to bf16.
+    fn round(&self, x: &[f32], out: &mut [f32]);
+
+    /// One row: `out = gain ⊙ x / sqrt(mean(x²) + eps)`.
+    fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]);
+
+    /// `out = round( silu(gate) · up )` to bf16.
+    fn swiglu(&self, gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]);
+
+    /// `out[h][at + j] = q[h] · keys[j]` over all `stride` elements (a multiple of eight). `q [heads, stride]`,
+    /// `keys [_, stride]`, `out [heads, width]`.
+    fn scores(&self, q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>);
+
+    /// Scales scores, replaces them by `exp(score − max)`, and returns `max` and the sum of these.
+    fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32);
+
+    /// `sums[h] += weights[h][at + j] · keys[j]` over the first elements of the keys, for `j` ascending.
+    /// `sums [heads, len]`, `len` a multiple of eight and at most `stride`.
+    fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]);
+}
+
+/// Columns `at..` of a matrix `[heads, width]`: those of the keys at hand.
+pub(crate) struct Columns<'a> {
+    pub(crate) values: &'a mut [f32],
+    pub(crate) width: usize,
+    pub(crate) at: usize,
+}
+
+/// The loops of an instruction set that [`Isa::available`] has named.
+pub(crate) fn of(isa: Isa) -> &'static dyn Kernels {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::kernels(),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx2 => &portable::Portable,
+        Isa::Portable => &portable::Portable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn each_isa(check: impl Fn(&dyn Kernels)) {
+        Isa::available().into_iter().for_each(|isa| check(of(isa)));
+    }
+
+    /// Replaces scores and gives their largest and the sum, by definition.
+    fn softmax(scale: f64, scores: &[f32]) -> (Vec<f64>, f64) {
+        let scaled: Vec<f64> = scores.iter().map(|score| f64::from(*score) * scale).collect();
+        let max = scaled.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        (scaled.iter().map(|score| (score - max).exp()).collect(), max)
+    }
+
+    #[test]
+    fn weights_of_any_number_of_keys() {
+        each_isa(|kernels| {
+            for count in [1, 2, 7, 8, 9, 16, 61, 512] {
+                let scores: Vec<f32> = (0..count).map(|at| (at as f32 * 0.77).sin() * 30.0 - 500.0).collect();
+                let (expected, max) = softmax(0.5, &scores);
+                let mut found = scores.clone();
+                let (found_max, sum) = kernels.softmax(0.5, &mut found);
+                assert!((f64::from(found_max) - max).abs() < 1e-4);
+                assert!((f64::from(sum) / expected.iter().sum::<f64>() - 1.0).abs() < 1e-5, "sum of {count}");
+                for (found, expected) in found.iter().zip(expected) {
+                    assert!((f64::from(*found) / expected - 1.0).abs() < 3e-5, "{found} {expected}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn far_scores_vanish_and_nan_is_seen() {
+        each_isa(|kernels| {
+            let mut scores = [0.0, -1e30, f32::NEG_INFINITY, -200.0, 0.0, 0.0, 0.0, 0.0, -1e9];
+            let (max, sum) = kernels.softmax(1.0, &mut scores);
+            assert_eq!((max, sum), (0.0, 5.0));
+            assert!(scores[1] < 1e-37 && scores[2] < 1e-37 && scores[8] < 1e-37);
+            for at in [0, 7, 8] {
+                let mut scores = [1.0; 9];
+                scores[at] = f32::NAN;
+                assert!(kernels.softmax(1.0, &mut scores).1.is_nan(), "NaN at {at}");
+            }
+        });
+    }
+
+    #[test]
+    fn swiglu_over_the_whole_range() {
+        each_isa(|kernels| {
+            for base in [-200.0f32, -90.0, -88.0, -10.0, -1.0, 0.0, 1.0, 20.0, 87.0, 300.0] {
+                let gate: [f32; WIDTH] = std::array::from_fn(|at| base + at as f32 * 0.37);
+                let up: [f32; WIDTH] = std::array::from_fn(|at| 1.0 - at as f32 * 0.2);
+                let mut out = [f32::NAN; WIDTH];
+                kernels.swiglu(&gate, &up, &mut out);
+                for ((gate, up), out) in gate.iter().zip(up).zip(out) {
+                    let (gate, up) = (f64::from(*gate), f64::from(up));
+                    let expected = gate / (1.0 + (-gate).exp()) * up;
+                    let error = (f64::from(out) - expected).abs();
+                    assert!(error <= expected.abs() / 255.0 + 1e-34, "{gate} {up}: {out}, expected {expected}");
+                }
+            }
+            let mut out = [0.0; WIDTH];
+            kernels.swiglu(&[f32::NAN; WIDTH], &[1.0; WIDTH], &mut out);
+            assert!(out.iter().all(|out| out.is_nan()));
+        });
+    }
+}

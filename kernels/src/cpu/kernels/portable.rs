@@ -1,0 +1,125 @@
+//! The loops in plain Rust, for any machine: products are rounded before they are added.
+#![allow(unsafe_code)]
+
+use super::{Columns, Kernels, attention, elementwise, lanes::Lanes, tile};
+use crate::{activation, panels::WIDTH};
+
+/// Kernels of [`crate::Isa::Portable`].
+pub(super) struct Portable;
+
+#[derive(Clone, Copy)]
+struct Array([f32; 8]);
+
+impl Array {
+    #[inline(always)]
+    fn zip(self, other: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        let mut out = self.0;
+        out.iter_mut().zip(other.0).for_each(|(out, other)| *out = f(*out, other));
+        Self(out)
+    }
+}
+
+impl Lanes for Array {
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; 8])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller vouches for eight elements.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u16) -> Self {
+        // SAFETY: the caller vouches for eight elements.
+        let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
+        Self(bits.map(activation::from_bf16))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller vouches for eight elements.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) };
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        self.zip(other, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        self.zip(other, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    unsafe fn div(self, other: Self) -> Self {
+        self.zip(other, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, term: Self) -> Self {
+        self.zip(factor, |a, b| a * b).zip(term, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn min(self, other: Self) -> Self {
+        self.zip(other, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn nearest(self) -> Self {
+        // Adding and taking away 1.5 · 2^23 leaves no room for a fraction; lanes are far smaller here.
+        const SHIFT: f32 = 12_582_912.0;
+        self.zip(self, |a, _| (a + SHIFT) - SHIFT)
+    }
+
+    #[inline(always)]
+    unsafe fn exp2_integral(self) -> Self {
+        self.zip(self, |a, _| f32::from_bits(((a as i32 + 127) << 23) as u32))
+    }
+}
+
+// SAFETY (of all calls below): plain Rust needs no instruction set; the loops check the lengths of their slices.
+impl Kernels for Portable {
+    fn tile(&self, rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]) {
+        // SAFETY: see above.
+        unsafe { tile::tile::<Array>(rows, panels, out) }
+    }
+
+    fn round(&self, x: &[f32], out: &mut [f32]) {
+        elementwise::round(x, out);
+    }
+
+    fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+        // SAFETY: see above.
+        unsafe { elementwise::rms_norm::<Array>(x, gain, eps, out) }
+    }
+
+    fn swiglu(&self, gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+        // SAFETY: see above.
+        unsafe { elementwise::swiglu::<Array>(gate, up, out) }
+    }
+
+    fn scores(&self, q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
+        // SAFETY: see above.
+        unsafe { attention::scores::<Array>(q, keys, stride, out) }
+    }
+
+    fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32) {
+        // SAFETY: see above.
+        unsafe { attention::softmax::<Array>(scale, scores) }
+    }
+
+    fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
+        // SAFETY: see above.
+        unsafe { attention::weigh::<Array>(weights, keys, stride, sums) }
+    }
+}

@@ -1,0 +1,171 @@
+//! Devices agree: the CPU with the reference within the rounding of bf16, its instruction sets with each other closely.
+
+use proptest::prelude::*;
+
+use crate::support::{Case, Numbers, attend};
+use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Isa, Pool, Reference, Weight, activation};
+
+const ROWS: usize = 8;
+
+/// Every operation once, by name.
+fn run<D: Device>(device: &D, case: &Case) -> Vec<(&'static str, Vec<f32>)> {
+    let (model, mut numbers) = (case.load(device), Numbers::new(3));
+    let (hidden, shape) = (case.hidden, case.shape);
+    let x = numbers.vector(ROWS * hidden, 1.0);
+    let mut results = Vec::new();
+    let mut of = |name, width: usize, op: &dyn Fn(&mut [f32])| {
+        let mut out = vec![0.0; ROWS * width];
+        op(&mut out);
+        results.push((name, out));
+    };
+    let tokens = [0, 1, 5, 160, 3, 3, 9, 42];
+    of("embed", hidden, &|out| device.embed(&model.table, &tokens, out));
+    of("rms_norm", hidden, &|out| device.rms_norm(&x, &model.gain, 1e-3, out));
+    of("linear", case.vocab, &|out| device.linear(&x, &model.lm_head, out));
+    of("gate_logits", case.vocab, &|out| device.gate_logits(&x, &model.lm_head, out));
+    of("ffn", hidden, &|out| device.ffn(&x, &model.experts[1], out));
+    let (rows, weights, slots) = ([0, 3, 7], [0.5, 2.0, 1.0], [1, 0, 2]);
+    of("grouped_ffn", hidden, &|out| {
+        let of = |ffn| ExpertRows { ffn, rows: &rows, weights: &weights, slots: &slots };
+        device.grouped_ffn(&x, &[of(&model.experts[2]), of(&model.experts[0])], out);
+    });
+    let q = numbers.vector(ROWS * shape.heads * (shape.nope + shape.rope), 1.0);
+    let positions = [0, 1, 2, 3, 500, 600, 1000, 1199];
+    of("mla_queries", shape.heads * shape.cached(), &|out| {
+        device.mla_queries(&shape, &q, &model.uk, &model.rotary, &positions, out);
+    });
+    let o_lat = numbers.vector(ROWS * shape.heads * shape.latent, 1.0);
+    of("mla_values", shape.heads * shape.value, &|out| device.mla_values(&shape, &o_lat, &model.uv, out));
+    for (name, length) in [("attention 5", 5), ("attention 700", 700)] {
+        let out = attend(device, case, length, &[length], false);
+        results.push((name, out.into_iter().map(f32::from_bits).collect()));
+    }
+    results
+}
+
+/// Root mean square of the difference, as a part of that of `expected`.
+fn error(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let difference: f64 = found.iter().zip(expected).map(|(found, expected)| square(found - expected)).sum();
+    (difference / expected.iter().map(|expected| square(*expected)).sum::<f64>()).sqrt()
+}
+
+fn compare(found: &[(&str, Vec<f32>)], expected: &[(&str, Vec<f32>)], limit: f64) {
+    for ((name, found), (_, expected)) in found.iter().zip(expected) {
+        assert_eq!(found.len(), expected.len(), "{name}");
+        let error = error(found, expected);
+        assert!(error < limit, "{name}: relative error {error:.2e}, limit {limit:.0e}");
+    }
+}
+
+#[test]
+fn cpu_is_near_the_reference() {
+    let reference = Reference::new(Pool::new(2).unwrap());
+    for case in [Case::odd(), Case::even()] {
+        let expected = run(&reference, &case);
+        for isa in Isa::available() {
+            let cpu = Cpu::new(Pool::new(2).unwrap(), Some(isa)).unwrap();
+            assert_eq!((cpu.activation(), cpu.numerics()), (Dtype::Bf16, format!("cpu-{isa}-1")));
+            compare(&run(&cpu, &case), &expected, 8e-3);
+        }
+    }
+}
+
+#[test]
+fn instruction_sets_are_near_each_other() {
+    let isas = Isa::available();
+    if isas.len() == 1 {
+        println!("SKIP: this machine has the portable instruction set only");
+        return;
+    }
+    for case in [Case::odd(), Case::even()] {
+        let run = |isa| run(&Cpu::new(Pool::new(1).unwrap(), Some(isa)).unwrap(), &case);
+        let portable = run(Isa::Portable);
+        for isa in isas.iter().filter(|isa| **isa != Isa::Portable) {
+            // A sum that is rounded otherwise may fall on the other side of a bf16 step, seldom.
+            compare(&run(*isa), &portable, 1e-3);
+        }
+    }
+}
+
+#[test]
+fn gate_logits_see_the_input_unrounded() {
+    let case = Case::even();
+    let cpu = Cpu::new(Pool::new(1).unwrap(), None).unwrap();
+    let model = case.load(&cpu);
+    let x = Numbers::new(4).vector(case.hidden, 1.0);
+    let mut rounded = x.clone();
+    activation::round(Dtype::Bf16, &mut rounded);
+    let logits = |x: &[f32]| {
+        let mut y = vec![0.0; case.vocab];
+        cpu.gate_logits(x, &model.lm_head, &mut y);
+        y
+    };
+    let linear = |x: &[f32]| {
+        let mut y = vec![0.0; case.vocab];
+        cpu.linear(x, &model.lm_head, &mut y);
+        y
+    };
+    assert_ne!(logits(&x), logits(&rounded));
+    assert_eq!(linear(&x), linear(&rounded));
+    assert_eq!(linear(&x), logits(&rounded));
+}
+
+#[test]
+fn reference_linear_is_the_plain_sum() {
+    let reference = Reference::new(Pool::new(2).unwrap());
+    let (outputs, inputs) = (37, 29);
+    let mut numbers = Numbers::new(8);
+    let w = numbers.vector(outputs * inputs, 1.0);
+    let x = numbers.vector(5 * inputs, 1.0);
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let bytes = activation::encode(dtype, &w);
+        let weight = Weight::new(dtype, &bytes, outputs, inputs).unwrap();
+        let matrix = reference.load_matrix(weight).unwrap();
+        let mut stored = w.clone();
+        activation::round(dtype, &mut stored);
+        let mut y = vec![0.0; 5 * outputs];
+        reference.linear(&x, &matrix, &mut y);
+        for (row, y) in y.chunks_exact(outputs).enumerate() {
+            for (output, y) in y.iter().enumerate() {
+                let mut sum = 0.0;
+                for k in 0..inputs {
+                    sum += x[row * inputs + k] * stored[output * inputs + k];
+                }
+                assert_eq!(*y, sum, "row {row}, output {output}, {dtype}");
+            }
+        }
+    }
+}
+
+/// One output by definition: a chain of multiply-adds, ascending, fused or not.
+fn chain(x: &[f32], w: &[f32], fused: bool) -> f32 {
+    let step = |sum: f32, (x, w): (&f32, &f32)| if fused { x.mul_add(*w, sum) } else { sum + x * w };
+    x.iter().zip(w).fold(0.0, step)
+}
+
+proptest! {
+    #[test]
+    fn cpu_linear_is_one_chain_for_each_output(
+        (rows, outputs, inputs) in (1usize..30, 1usize..90, 1usize..70),
+        threads in 1usize..4,
+        seed: u64,
+    ) {
+        let mut numbers = Numbers::new(seed);
+        let (mut x, mut w) = (numbers.vector(rows * inputs, 1.0), numbers.vector(outputs * inputs, 1.0));
+        let bytes = activation::encode(Dtype::F32, &w);
+        activation::round(Dtype::Bf16, &mut w);
+        for isa in Isa::available() {
+            let cpu = Cpu::new(Pool::new(threads).unwrap(), Some(isa)).unwrap();
+            let matrix = cpu.load_matrix(Weight::new(Dtype::F32, &bytes, outputs, inputs).unwrap()).unwrap();
+            let mut y = vec![f32::NAN; rows * outputs];
+            cpu.linear(&x, &matrix, &mut y);
+            activation::round(Dtype::Bf16, &mut x);
+            let fused = isa == Isa::Avx2;
+            for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact(outputs)) {
+                let expected: Vec<f32> = w.chunks_exact(inputs).map(|w| chain(x, w, fused)).collect();
+                prop_assert_eq!(y, expected);
+            }
+        }
+    }
+}

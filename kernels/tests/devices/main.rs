@@ -1,0 +1,5 @@
+//! All devices of this machine against each other and against themselves.
+
+mod agreement;
+mod exactness;
+mod support;

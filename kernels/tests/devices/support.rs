@@ -1,0 +1,173 @@
+//! A small random model of chosen sizes, loaded into any device.
+
+use conclave_kernels::{
+    Cpu, Device, Dtype, Ffn, Isa, LatentWrite, MlaShape, Pool, Reference, RotaryTable, SequenceRows, Weight, activation,
+};
+
+/// Numbers that look random and are the same on every machine.
+pub(crate) struct Numbers(u64);
+
+impl Numbers {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> f32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// `length` numbers in `-scale..scale`.
+    pub(crate) fn vector(&mut self, length: usize, scale: f32) -> Vec<f32> {
+        (0..length).map(|_| self.next() * scale).collect()
+    }
+}
+
+/// Sizes of a model.
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    pub(crate) hidden: usize,
+    pub(crate) inner: usize,
+    pub(crate) vocab: usize,
+    pub(crate) shape: MlaShape,
+    /// Type of the stored weights.
+    pub(crate) dtype: Dtype,
+}
+
+impl Case {
+    /// Sizes that are multiples of nothing.
+    pub(crate) fn odd() -> Self {
+        let shape = MlaShape { heads: 3, nope: 20, rope: 6, value: 12, latent: 37 };
+        Self { hidden: 72, inner: 53, vocab: 161, shape, dtype: Dtype::F32 }
+    }
+
+    /// Sizes as models have them.
+    pub(crate) fn even() -> Self {
+        let shape = MlaShape { heads: 16, nope: 32, rope: 16, value: 32, latent: 128 };
+        Self { hidden: 256, inner: 192, vocab: 512, shape, dtype: Dtype::Bf16 }
+    }
+
+    fn matrix<D: Device>(&self, device: &D, numbers: &mut Numbers, outputs: usize, inputs: usize) -> D::Matrix {
+        let values = numbers.vector(outputs * inputs, (3.0 / inputs as f32).sqrt());
+        let bytes = activation::encode(self.dtype, &values);
+        device.load_matrix(Weight::new(self.dtype, &bytes, outputs, inputs).unwrap()).unwrap()
+    }
+
+    fn ffn<D: Device>(&self, device: &D, numbers: &mut Numbers) -> Ffn<D::Matrix> {
+        let gate = self.matrix(device, numbers, self.inner, self.hidden);
+        let up = self.matrix(device, numbers, self.inner, self.hidden);
+        Ffn { gate, up, down: self.matrix(device, numbers, self.hidden, self.inner) }
+    }
+
+    /// The same weights on any device.
+    pub(crate) fn load<D: Device>(&self, device: &D) -> Model<D> {
+        let mut numbers = Numbers::new(77);
+        let shape = self.shape;
+        let table = activation::encode(self.dtype, &numbers.vector(self.vocab * self.hidden, 1.0));
+        let table = Weight::new(self.dtype, &table, self.vocab, self.hidden).unwrap();
+        let uk = |numbers: &mut Numbers| {
+            let values = numbers.vector(shape.nope * shape.latent, 0.2);
+            let bytes = activation::encode(self.dtype, &values);
+            // Stored [dn, r], as a slice of kv_b_proj.
+            let stored = Weight::new(self.dtype, &bytes, shape.nope, shape.latent).unwrap();
+            device.load_matrix(stored.transpose()).unwrap()
+        };
+        let omega: Vec<f64> = (0..shape.rope / 2).map(|at| 100f64.powf(-2.0 * at as f64 / shape.rope as f64)).collect();
+        Model {
+            table: device.load_table(table).unwrap(),
+            lm_head: self.matrix(device, &mut numbers, self.vocab, self.hidden),
+            experts: (0..4).map(|_| self.ffn(device, &mut numbers)).collect(),
+            uk: (0..shape.heads).map(|_| uk(&mut numbers)).collect(),
+            uv: (0..shape.heads).map(|_| self.matrix(device, &mut numbers, shape.value, shape.latent)).collect(),
+            gain: numbers.vector(self.hidden, 1.5),
+            latent_gain: numbers.vector(shape.latent, 1.5),
+            rotary: RotaryTable::new(1200, &omega, 1.0),
+        }
+    }
+}
+
+/// Weights of a [`Case`] on a device.
+pub(crate) struct Model<D: Device> {
+    pub(crate) table: D::Table,
+    pub(crate) lm_head: D::Matrix,
+    pub(crate) experts: Vec<Ffn<D::Matrix>>,
+    pub(crate) uk: Vec<D::Matrix>,
+    pub(crate) uv: Vec<D::Matrix>,
+    pub(crate) gain: Vec<f32>,
+    pub(crate) latent_gain: Vec<f32>,
+    pub(crate) rotary: RotaryTable,
+}
+
+/// The cache slot of a position: blocks in descending order, so that no two neighbours are neighbours.
+fn slot<D: Device>(blocks: &[u32], position: usize) -> u32 {
+    blocks[position / D::BLOCK] * D::BLOCK as u32 + (position % D::BLOCK) as u32
+}
+
+/// Attention over a sequence of `length` positions that comes in chunks (`cut`, the last one repeated as often as
+/// needed), each beside rows of another sequence. Gives the bits of all outputs `[length, n, r]`.
+/// With `poison`, every slot that does not hold a position yet is NaN.
+pub(crate) fn attend<D: Device>(device: &D, case: &Case, length: usize, cut: &[usize], poison: bool) -> Vec<u32> {
+    let shape = case.shape;
+    let (model, mut numbers) = (case.load(device), Numbers::new(5));
+    let kv = numbers.vector(length * shape.cached(), 2.0);
+    let q = numbers.vector(length * shape.heads * shape.cached(), 1.0);
+    let count = length.div_ceil(D::BLOCK) as u32;
+    let blocks: Vec<u32> = (0..count).rev().collect();
+    // The other sequence: seven positions in a block of its own, of which the last three are asked for.
+    let (other, other_kv) = ([count], Numbers::new(6).vector(7 * shape.cached(), 1.0));
+    let other_q = Numbers::new(7).vector(3 * shape.heads * shape.cached(), 1.0);
+    let mut cache = device.new_cache(2, count as usize + 1, &shape).unwrap();
+    let write = |cache: &mut D::Cache, kv: &[f32], positions: std::ops::Range<usize>, blocks: &[u32]| {
+        let slots: Vec<u32> = positions.clone().map(|position| slot::<D>(blocks, position)).collect();
+        let positions: Vec<u32> = positions.map(|position| position as u32).collect();
+        let write =
+            LatentWrite { kv, gain: &model.latent_gain, rotary: &model.rotary, positions: &positions, slots: &slots };
+        device.write_latents(cache, 1, &write);
+    };
+    if poison {
+        let all: Vec<u32> = (0..=count).collect();
+        let slots = all.len() * D::BLOCK;
+        let nan = vec![f32::NAN; slots * shape.cached()];
+        write(&mut cache, &nan, 0..slots, &all);
+    }
+    write(&mut cache, &other_kv, 0..7, &other);
+    let mut found = Vec::new();
+    let mut first = 0;
+    let mut cuts = cut.iter().chain(std::iter::repeat(cut.last().unwrap()));
+    while first < length {
+        let rows = (*cuts.next().unwrap()).min(length - first);
+        let width = shape.cached();
+        write(&mut cache, &kv[first * width..(first + rows) * width], first..first + rows, &blocks);
+        let width = shape.heads * width;
+        let both = [&other_q[..], &q[first * width..(first + rows) * width]].concat();
+        let mut out = vec![f32::NAN; (3 + rows) * shape.heads * shape.latent];
+        let sequences = [
+            SequenceRows { first_row: 0, rows: 3, first_position: 4, blocks: &other },
+            SequenceRows { first_row: 3, rows, first_position: first, blocks: &blocks },
+        ];
+        device.mla_attention(&cache, 1, &both, &sequences, 0.3, &mut out);
+        assert!(out.iter().all(|value| value.is_finite()), "attention from {first} on, {rows} rows");
+        found.extend(bits(&out[3 * shape.heads * shape.latent..]));
+        first += rows;
+    }
+    found
+}
+
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Something to check on a device of any kind.
+pub(crate) trait Check {
+    fn on<D: Device>(&mut self, device: &D);
+}
+
+/// Runs a check on the reference and on the CPU with each instruction set of this machine, on `threads` threads.
+pub(crate) fn on_each_device(threads: usize, check: &mut impl Check) {
+    check.on(&Reference::new(Pool::new(threads).unwrap()));
+    for isa in Isa::available() {
+        check.on(&Cpu::new(Pool::new(threads).unwrap(), Some(isa)).unwrap());
+    }
+}
