@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use crate::common::{Answer, Experts, Fixture, MOE, checkpoint, cpu, prompt, reference, request, sampled, start, start_on, trunk};
-use conclave_attention::{AttentionConfig, CacheSize};
+use crate::common::{
+    Answer, Experts, Fixture, MOE, checkpoint, cpu, prompt, reference, request, sampled, start, start_on, trunk,
+};
 use conclave_attention::forward::{MoeCaller, logits};
+use conclave_attention::{AttentionConfig, CacheSize};
 use conclave_kernels::Device;
 use conclave_model::Checkpoint;
 use conclave_proto::v1::SequenceRequest;

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    Behaviour, Experts, Fixture, MOE, checkpoint, collect, config, prompt, reference, request, sampled, start, start_shape,
+    Behaviour, Experts, Fixture, MOE, checkpoint, collect, config, prompt, reference, request, sampled, start,
+    start_shape,
 };
 use conclave_attention::sampler::TokenMask;
 use conclave_attention::{AttentionConfig, AttentionError, AttentionService, CacheSize};

@@ -58,8 +58,7 @@ pub(crate) fn start_on<D: Device>(device: D, shape: &Shape, change: impl FnOnce(
     let mut config = config();
     change(&mut config);
     let link = Arc::clone(&experts);
-    let service =
-        AttentionService::start(config, device, Arc::clone(&checkpoint), link, &registry).expect("starts");
+    let service = AttentionService::start(config, device, Arc::clone(&checkpoint), link, &registry).expect("starts");
     Fixture { service, experts, registry, checkpoint }
 }
 
