@@ -26,8 +26,8 @@ pub struct CellMap {
 impl CellMap {
     /// The map of `view` for a process that serves the checkpoint `fingerprint`.
     pub fn from(view: &ClusterView, fingerprint: &str) -> Self {
-        let mut map = Self::default();
-        map.refused = view.of(Role::Expert).filter(|member| member.fingerprint != fingerprint).cloned().collect();
+        let refused = view.of(Role::Expert).filter(|member| member.fingerprint != fingerprint).cloned().collect();
+        let mut map = Self { refused, ..Self::default() };
         for member in view.ready(Role::Expert).filter(|member| member.fingerprint == fingerprint) {
             for cell in &member.cells {
                 map.by_cell.entry(*cell).or_default().push(map.replicas.len());

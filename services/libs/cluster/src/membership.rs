@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use crate::{ClusterView, Member, MemberState};
 
 /// What can go wrong between a process and the coordinator.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ClusterError {
     /// Nobody answers.
     #[error("coordinator {endpoints}: {message}")]
