@@ -102,7 +102,12 @@ impl AttentionConfig {
             let expected = format!("at least max_running, {}", self.max_running);
             return Err(AttentionError::config("step_tokens", self.step_tokens, expected));
         }
-        Ok(Limits { step_tokens: self.step_tokens, prefill_chunk: self.prefill_chunk, max_running: self.max_running, block })
+        Ok(Limits {
+            step_tokens: self.step_tokens,
+            prefill_chunk: self.prefill_chunk,
+            max_running: self.max_running,
+            block,
+        })
     }
 
     /// Blocks of the cache, when one takes `block_bytes`.
@@ -169,7 +174,10 @@ mod tests {
     fn bounds_are_cross_checked() {
         assert!(config().limits(64).is_ok());
         let narrow = AttentionConfig { step_tokens: 8, max_running: 9, ..config() };
-        assert_eq!(narrow.limits(64).unwrap_err().to_string(), "step_tokens: found 8, expected at least max_running, 9");
+        assert_eq!(
+            narrow.limits(64).unwrap_err().to_string(),
+            "step_tokens: found 8, expected at least max_running, 9"
+        );
         let none = AttentionConfig { prefill_chunk: 0, ..config() };
         assert!(none.limits(64).unwrap_err().to_string().starts_with("prefill_chunk"));
     }

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use conclave_proto::v1::attention_server::{Attention, AttentionServer};
-use conclave_proto::v1::{
-    AttentionStatus, DrainRequest, DrainResponse, SequenceRequest, StatusRequest, TokenEvent,
-};
+use conclave_proto::v1::{AttentionStatus, DrainRequest, DrainResponse, SequenceRequest, StatusRequest, TokenEvent};
 use conclave_proto::{FINGERPRINT_HEADER, INSTANCE_HEADER, MAX_MESSAGE_BYTES};
 use conclave_serve::{Error, ErrorKind};
 use futures::StreamExt;

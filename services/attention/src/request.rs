@@ -81,7 +81,9 @@ fn field(name: &str, found: impl std::fmt::Display, expected: impl std::fmt::Dis
 fn check_ids(name: &str, ids: &[u32], bounds: &Bounds) -> Result<(), Error> {
     match ids.iter().position(|id| *id as usize >= bounds.vocab) {
         None => Ok(()),
-        Some(at) => Err(field(name, format_args!("id {} at {at}", ids[at]), format_args!("ids below {}", bounds.vocab))),
+        Some(at) => {
+            Err(field(name, format_args!("id {} at {at}", ids[at]), format_args!("ids below {}", bounds.vocab)))
+        }
     }
 }
 

@@ -217,4 +217,3 @@ impl Sequence {
         let _ = self.events.send(Ok(TokenEvent { event: Some(event) }));
     }
 }
-

@@ -1,23 +1,26 @@
 //! The service: requests in, streams of events out.
 
 use std::collections::hash_map::RandomState;
+use std::future::Future;
 use std::hash::BuildHasher;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::task::{Context, Poll};
 use std::thread;
+use std::time::Duration;
 
 use conclave_dispatch::MoeLink;
 use conclave_kernels::Device;
 use conclave_model::Checkpoint;
 use conclave_proto::InstanceId;
 use conclave_proto::v1::{AttentionStatus, SequenceRequest, TokenEvent, token_event::Event};
-use conclave_serve::{Error, telemetry};
+use conclave_serve::{Error, ErrorKind, telemetry};
 use futures::Stream;
 use prometheus::Registry;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::time::Sleep;
 
 use crate::engine::{Engine, Parts};
 use crate::forward::MoeCaller;
@@ -59,6 +62,9 @@ impl AttentionService {
         moe: Arc<dyn MoeLink>,
         registry: &Registry,
     ) -> Result<Arc<Self>, AttentionError> {
+        // Before minutes are spent on loading.
+        config.limits(D::BLOCK)?;
+        config.mask(checkpoint.config().vocab)?;
         let blocks = config.blocks(block_bytes(&device, checkpoint.config()))?;
         let positions = blocks as usize * D::BLOCK;
         let size = TrunkSize { blocks, context_limit: config.context(checkpoint.config(), positions)? };
@@ -78,6 +84,11 @@ impl AttentionService {
         registry: &Registry,
     ) -> Result<Arc<Self>, AttentionError> {
         let TrunkShape { vocab, block, blocks, context_limit, ref numerics, .. } = *trunk.shape();
+        let positions = block * blocks as usize;
+        if context_limit > positions {
+            let expected = format!("at most the {positions} positions that the cache holds");
+            return Err(AttentionError::config("context_limit", context_limit, expected));
+        }
         let runtime = Handle::try_current().map_err(|_| AttentionError::NoRuntime)?;
         let identity = Identity {
             instance: config.instance.clone(),
@@ -102,7 +113,7 @@ impl AttentionService {
         Ok(Arc::new(Self { identity, bounds, total_blocks: blocks, submit, state }))
     }
 
-    /// Starts a sequence. Dropping the stream cancels it at the next step boundary.
+    /// Starts a sequence. Dropping the stream cancels it at the next step boundary. To be called within a Tokio runtime.
     ///
     /// # Errors
     /// When the request is malformed or too long, the queue is full, or the service is draining or has stopped.
@@ -118,12 +129,13 @@ impl AttentionService {
         );
         telemetry::set_parent(&span, &request.traceparent);
         let (events, receiver) = unbounded_channel();
+        let stream = TokenStream::new(receiver, request.budget);
         let sequence = Sequence::new(request, events, span, ticket);
         match sequence.end() {
             Some(end) => sequence.finish(end),
             None => self.submit.send(sequence).map_err(|_| stopped())?,
         }
-        Ok(TokenStream { receiver, finished: false })
+        Ok(stream)
     }
 
     /// Load and identity.
@@ -169,11 +181,27 @@ fn incarnation(instance: &InstanceId) -> u64 {
     RandomState::new().hash_one((&instance.0, std::process::id(), std::time::SystemTime::now()))
 }
 
+/// How long after its deadline a sequence that the engine has not ended yet is ended here.
+const DEADLINE_GRACE: Duration = Duration::from_millis(500);
+
 /// The events of a sequence. Ends after the finishing event or an error.
 #[derive(Debug)]
 pub struct TokenStream {
     receiver: UnboundedReceiver<Result<TokenEvent, Error>>,
+    /// For a step that does not come to its end: the engine looks at deadlines between steps.
+    expiry: Option<Pin<Box<Sleep>>>,
     finished: bool,
+}
+
+impl TokenStream {
+    fn new(receiver: UnboundedReceiver<Result<TokenEvent, Error>>, budget: Option<Duration>) -> Self {
+        let expiry = budget.map(|budget| Box::pin(tokio::time::sleep(budget.saturating_add(DEADLINE_GRACE))));
+        Self { receiver, expiry, finished: false }
+    }
+
+    fn expired(&mut self, context: &mut Context<'_>) -> bool {
+        self.expiry.as_mut().is_some_and(|expiry| expiry.as_mut().poll(context).is_ready())
+    }
 }
 
 impl Stream for TokenStream {
@@ -183,7 +211,14 @@ impl Stream for TokenStream {
         if self.finished {
             return Poll::Ready(None);
         }
-        let event = std::task::ready!(self.receiver.poll_recv(context)).unwrap_or_else(|| Err(stopped()));
+        let event = match self.receiver.poll_recv(context) {
+            Poll::Ready(event) => event.unwrap_or_else(|| Err(stopped())),
+            Poll::Pending if self.expired(context) => {
+                self.receiver.close();
+                Err(Error::new(ErrorKind::DeadlineExceeded, "deadline exceeded in the middle of a step"))
+            }
+            Poll::Pending => return Poll::Pending,
+        };
         self.finished = !matches!(&event, Ok(TokenEvent { event: Some(Event::Token(_) | Event::Prompt(_)) }));
         Poll::Ready(Some(event))
     }

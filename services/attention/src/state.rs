@@ -24,7 +24,6 @@ pub(crate) struct State {
     stopped: watch::Sender<bool>,
     max_open: usize,
     pub(crate) running: AtomicU32,
-    pub(crate) waiting: AtomicU32,
     pub(crate) free_blocks: AtomicU32,
 }
 
@@ -37,7 +36,6 @@ impl State {
             stopped: watch::Sender::new(false),
             max_open,
             running: AtomicU32::new(0),
-            waiting: AtomicU32::new(0),
             free_blocks: AtomicU32::new(free_blocks),
         })
     }
@@ -69,7 +67,9 @@ impl State {
         let phase = self.phase.lock().unwrap_or_else(PoisonError::into_inner);
         match *phase {
             Phase::Ready => {}
-            Phase::Leaving => return Err(Error::new(ErrorKind::Unavailable, "attention: draining, takes no new request")),
+            Phase::Leaving => {
+                return Err(Error::new(ErrorKind::Unavailable, "attention: draining, takes no new request"));
+            }
             Phase::Stopped => return Err(stopped()),
         }
         let admitted = self.open.send_if_modified(|open| {
@@ -80,7 +80,8 @@ impl State {
         if admitted {
             return Ok(Ticket(Arc::clone(self)));
         }
-        let message = format!("attention: found {0} requests running and waiting, expected fewer than {0}", self.max_open);
+        let message =
+            format!("attention: found {0} requests running and waiting, expected fewer than {0}", self.max_open);
         Err(Error::new(ErrorKind::ResourceExhausted, message))
     }
 
@@ -104,10 +105,9 @@ impl State {
         let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
     }
 
-    pub(crate) fn show(&self, running: usize, waiting: usize, free_blocks: usize) {
+    pub(crate) fn show(&self, running: usize, free_blocks: usize) {
         let store = |to: &AtomicU32, value| to.store(u32::try_from(value).unwrap_or(u32::MAX), Ordering::Relaxed);
         store(&self.running, running);
-        store(&self.waiting, waiting);
         store(&self.free_blocks, free_blocks);
     }
 }

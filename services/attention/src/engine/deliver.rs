@@ -45,10 +45,6 @@ impl<T: Trunk> Engine<T> {
                 asked.extend((first_row..).zip(positions).filter_map(|(row, position)| {
                     Some(Asked { row: row as u32, sequence: index, ask: sequence.ask(position)? })
                 }));
-                let first = sequence.computed == 0;
-                if first && sequence.generated() == 0 {
-                    self.parts.metrics.prompt_tokens.inc_by(sequence.prompt_len() as u64);
-                }
                 sequence.computed += rows;
                 sequence.stalled_since = None;
                 sequence.mixed_numerics |= report.mixed_numerics;

@@ -136,6 +136,7 @@ impl<T: Trunk> Engine<T> {
             return;
         }
         self.count_rows(&shares);
+        self.show();
         let started = Instant::now();
         let span = self.span(&owners, rows.len());
         let _entered = span.enter();
@@ -153,7 +154,8 @@ impl<T: Trunk> Engine<T> {
     /// Preempts and admits; the rows of each running sequence.
     fn plan(&mut self) -> Vec<usize> {
         let running: Vec<Demand> = self.running.iter().map(Sequence::demand).collect();
-        let waiting: Vec<Demand> = self.waiting.iter().take(self.parts.limits.max_running).map(Sequence::demand).collect();
+        let waiting: Vec<Demand> =
+            self.waiting.iter().take(self.parts.limits.max_running).map(Sequence::demand).collect();
         let Plan { preempt, admit, rows } = scheduler::plan(&self.parts.limits, &running, &waiting, self.pool.free());
         for _ in 0..preempt {
             let mut sequence = self.release(self.running.len() - 1);
@@ -164,13 +166,14 @@ impl<T: Trunk> Engine<T> {
         for mut sequence in self.waiting.drain(..admit) {
             if !std::mem::replace(&mut sequence.started, true) {
                 self.parts.metrics.queue_seconds.observe(sequence.arrived.elapsed().as_secs_f64());
+                self.parts.metrics.prompt_tokens.inc_by(sequence.prompt_len() as u64);
             }
             self.running.push(sequence);
         }
         rows
     }
 
-    /// The step's rows, and the sequences they belong to. Sequences for which blocks are short get none.
+    /// The step's rows, and the sequences they belong to; takes the blocks that they need.
     fn assemble(&mut self, shares: &[usize]) -> (StepRows, Vec<usize>) {
         let block = self.parts.limits.block;
         let (mut step, mut owners) = (StepRows::default(), Vec::new());
@@ -217,7 +220,7 @@ impl<T: Trunk> Engine<T> {
 
     fn show(&self) {
         let (running, waiting, free) = (self.running.len(), self.waiting.len(), self.pool.free());
-        self.parts.state.show(running, waiting, free);
+        self.parts.state.show(running, free);
         self.parts.metrics.running.set(running as i64);
         self.parts.metrics.waiting.set(waiting as i64);
         self.parts.metrics.blocks_used.set((self.pool.total() - free) as i64);

@@ -50,7 +50,9 @@ impl<T: Trunk> Engine<T> {
             .running
             .iter_mut()
             .zip(shares)
-            .map(|(sequence, rows)| (*rows > 0).then(|| verdict(sequence, error, Times { started, now, limit }).map(Err))?)
+            .map(|(sequence, rows)| {
+                (*rows > 0).then(|| verdict(sequence, error, Times { started, now, limit }).map(Err))?
+            })
             .collect();
         self.leave(endings);
     }

@@ -58,15 +58,18 @@ pub fn check_finite(logits: &[f32], position: u32) -> Result<(), Error> {
 /// # Errors
 /// When no id may be drawn.
 pub fn sample(params: &Params, mask: &TokenMask, logits: &[f32], at: Position<'_>) -> Result<u32, Error> {
-    let mut candidates = candidates(params, mask, logits, at);
+    let candidates = candidates(params, mask, logits, at);
     let Some(best) = candidates.iter().copied().min_by(|a, b| order(*a, *b)) else {
-        return Err(Error::invalid(format!("position {}: every id is masked, expected at least one allowed", at.position)));
+        return Err(Error::invalid(format!(
+            "position {}: every id is masked, expected at least one allowed",
+            at.position
+        )));
     };
     if params.temperature == 0.0 {
         return Ok(best.0);
     }
     let u = random::draw(params.seed, at.choice, at.position);
-    Ok(pick(params, &mut candidates, best.1, u))
+    Ok(pick(params, candidates, best.1, u))
 }
 
 /// The ids that may be drawn, ascending, with their adjusted logits.
@@ -82,53 +85,58 @@ fn candidates(params: &Params, mask: &TokenMask, logits: &[f32], at: Position<'_
         .collect()
 }
 
-/// Draws from `candidates`, whose best logit is `max`.
-fn pick(params: &Params, candidates: &mut Vec<(u32, f32)>, max: f32, u: f64) -> u32 {
-    let temperature = f64::from(params.temperature);
-    let weight = |logit: f32| libm::exp((f64::from(logit) - f64::from(max)) / temperature);
+/// A candidate with its share of the probability, not normalised: the best one has 1.
+#[derive(Debug, Clone, Copy)]
+struct Weighted {
+    id: u32,
+    logit: f32,
+    weight: f64,
+}
+
+/// Draws from candidates in ascending order of id, whose best logit is `max`.
+fn pick(params: &Params, mut candidates: Vec<(u32, f32)>, max: f32, u: f64) -> u32 {
     if params.top_k > 0 && params.top_k < candidates.len() {
-        best_first(candidates, params.top_k);
+        candidates.select_nth_unstable_by(params.top_k, |a, b| order(*a, *b));
         candidates.truncate(params.top_k);
         candidates.sort_unstable_by_key(|(id, _)| *id);
     }
+    let mut weighted = weigh(&candidates, max, params.temperature);
     if params.top_p < 1.0 {
-        keep_nucleus(candidates, f64::from(params.top_p), weight);
+        keep_nucleus(&mut weighted, f64::from(params.top_p));
     }
     if params.min_p > 0.0 {
-        let least = f64::from(params.min_p);
-        candidates.retain(|(_, logit)| weight(*logit) >= least);
+        weighted.retain(|candidate| candidate.weight >= f64::from(params.min_p));
     }
-    walk(candidates, u, weight)
+    walk(&weighted, u)
+}
+
+fn weigh(candidates: &[(u32, f32)], max: f32, temperature: f32) -> Vec<Weighted> {
+    let weight = |logit: f32| libm::exp((f64::from(logit) - f64::from(max)) / f64::from(temperature));
+    candidates.iter().map(|(id, logit)| Weighted { id: *id, logit: *logit, weight: weight(*logit) }).collect()
 }
 
 /// The id at which the running sum of weights passes the fraction `u` of all of it.
-fn walk(candidates: &[(u32, f32)], u: f64, weight: impl Fn(f32) -> f64) -> u32 {
-    let total: f64 = candidates.iter().map(|(_, logit)| weight(*logit)).sum();
+fn walk(candidates: &[Weighted], u: f64) -> u32 {
+    let wanted = u * total(candidates);
     let mut sum = 0.0;
-    let mut last = candidates[0].0;
-    for (id, logit) in candidates {
-        let weight = weight(*logit);
-        if weight > 0.0 {
-            sum += weight;
-            last = *id;
-        }
-        if sum > u * total {
-            break;
-        }
-    }
-    last
+    let passes = candidates.iter().find(|candidate| {
+        sum += candidate.weight;
+        sum > wanted
+    });
+    // The best candidate has weight 1 and u is below 1, so that some candidate passes.
+    passes.or(candidates.last()).map_or(0, |candidate| candidate.id)
 }
 
 /// Keeps the fewest best candidates whose share of all weights is at least `top_p`, ascending by id.
-fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f64, weight: impl Fn(f32) -> f64) {
-    let wanted = top_p * candidates.iter().map(|(_, logit)| weight(*logit)).sum::<f64>();
+fn keep_nucleus(candidates: &mut Vec<Weighted>, top_p: f64) {
+    let wanted = top_p * total(candidates);
     // Sorted only as far as needed: the nucleus is mostly a small part of the vocabulary.
     let mut sorted = 64;
     let kept = loop {
         best_first(candidates, sorted);
         let mut sum = 0.0;
-        let reached = candidates.iter().take(sorted).position(|(_, logit)| {
-            sum += weight(*logit);
+        let reached = candidates.iter().take(sorted).position(|candidate| {
+            sum += candidate.weight;
             sum >= wanted
         });
         match reached {
@@ -138,16 +146,21 @@ fn keep_nucleus(candidates: &mut Vec<(u32, f32)>, top_p: f64, weight: impl Fn(f3
         }
     };
     candidates.truncate(kept);
-    candidates.sort_unstable_by_key(|(id, _)| *id);
+    candidates.sort_unstable_by_key(|candidate| candidate.id);
 }
 
 /// Puts the best `count` first, in order.
-fn best_first(candidates: &mut [(u32, f32)], count: usize) {
+fn best_first(candidates: &mut [Weighted], count: usize) {
+    let by = |a: &Weighted, b: &Weighted| order((a.id, a.logit), (b.id, b.logit));
     let count = count.min(candidates.len());
     if count < candidates.len() {
-        candidates.select_nth_unstable_by(count, |a, b| order(*a, *b));
+        candidates.select_nth_unstable_by(count, by);
     }
-    candidates[..count].sort_unstable_by(|a, b| order(*a, *b));
+    candidates[..count].sort_unstable_by(by);
+}
+
+fn total(candidates: &[Weighted]) -> f64 {
+    candidates.iter().map(|candidate| candidate.weight).sum()
 }
 
 #[cfg(test)]

@@ -84,7 +84,10 @@ fn check(field: &str, value: f32, expected: &str, right: impl Fn(f32) -> bool) -
 fn bias(sampling: &Sampling, vocab: usize) -> Result<Vec<(u32, f32)>, Error> {
     let wrong = |message: String| Err(Error::invalid(message).with_param("logit_bias"));
     if sampling.logit_bias.len() > MAX_BIASES {
-        return wrong(format!("logit_bias: found {} entries, expected at most {MAX_BIASES}", sampling.logit_bias.len()));
+        return wrong(format!(
+            "logit_bias: found {} entries, expected at most {MAX_BIASES}",
+            sampling.logit_bias.len()
+        ));
     }
     let mut entries: Vec<(u32, f32)> = sampling.logit_bias.iter().map(|(id, bias)| (*id, *bias)).collect();
     entries.sort_unstable_by_key(|(id, _)| *id);

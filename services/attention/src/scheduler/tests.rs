@@ -77,7 +77,13 @@ fn demands<'a>(jobs: impl IntoIterator<Item = &'a Job>) -> Vec<Demand> {
 }
 
 /// Carries a plan out; returns the ids that finished.
-fn carry_out(plan: &Plan, running: &mut Vec<Job>, waiting: &mut VecDeque<Job>, free: &mut usize, block: usize) -> Vec<usize> {
+fn carry_out(
+    plan: &Plan,
+    running: &mut Vec<Job>,
+    waiting: &mut VecDeque<Job>,
+    free: &mut usize,
+    block: usize,
+) -> Vec<usize> {
     for _ in 0..plan.preempt {
         let mut job = running.pop().expect("a running sequence");
         *free += std::mem::take(&mut job.blocks);

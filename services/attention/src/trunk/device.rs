@@ -180,7 +180,7 @@ fn mla_shape(config: &ModelConfig) -> MlaShape {
 }
 
 fn attention(config: &ModelConfig, context_limit: usize) -> Attention {
-    let rotary = rotary::rotary(config);
+    let rotary = rotary(config);
     Attention {
         shape: mla_shape(config),
         rotary: RotaryTable::new(context_limit, &rotary.frequencies, rotary.factor),

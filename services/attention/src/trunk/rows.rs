@@ -54,10 +54,12 @@ impl StepRows {
     }
 
     /// As the device takes them.
-    pub(crate) fn sequences(&self) -> Vec<SequenceRows<'_>> {
-        let sequence = |span| {
-            let RowSpan { first_row, rows, first_position, blocks } = span;
-            SequenceRows { first_row: *first_row, rows: *rows, first_position: *first_position, blocks }
+    pub(crate) fn sequences<'a>(&'a self) -> Vec<SequenceRows<'a>> {
+        let sequence = |span: &'a RowSpan| SequenceRows {
+            first_row: span.first_row,
+            rows: span.rows,
+            first_position: span.first_position,
+            blocks: &span.blocks,
         };
         self.spans.iter().map(sequence).collect()
     }

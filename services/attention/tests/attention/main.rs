@@ -1,0 +1,6 @@
+//! The service on a tiny model, with routed experts that are a fixed function of each row.
+
+mod bits;
+mod common;
+mod grpc;
+mod service;
