@@ -52,7 +52,7 @@ impl Choice {
         try_stream! {
             let mut events = std::pin::pin!(running.events());
             while let Some(next) = events.next().await {
-                let next = next.inspect_err(|error| watch.end(outcome_of(error)))?;
+                let (next, exact) = next.inspect_err(|error| watch.end(outcome_of(error)))?;
                 if !matches!(next, Event::Prompt(_)) && let Some(tokens) = scores.take() {
                     yield event(generate_event::Event::Prompt(PromptScores { tokens }));
                 }
@@ -64,7 +64,7 @@ impl Choice {
                         yield event(generate_event::Event::Delta(step.delta));
                         if let Some(stop) = step.stop {
                             watch.end("stop");
-                            let finished = stopped_by(stop, usage(&prompt, &output, 0), true);
+                            let finished = stopped_by(stop, usage(&prompt, &output, 0), exact);
                             yield event(generate_event::Event::Finished(finished));
                             return;
                         }
@@ -74,7 +74,7 @@ impl Choice {
                         if !text.is_empty() {
                             yield event(generate_event::Event::Delta(Delta { text, tokens: Vec::new() }));
                         }
-                        let finished = finished(&last, stop, usage(&prompt, &output, last.cached_tokens));
+                        let finished = finished(&last, stop, usage(&prompt, &output, last.cached_tokens), exact);
                         watch.end(if finished.reason() == FinishReason::Length { "length" } else { "stop" });
                         yield event(generate_event::Event::Finished(finished));
                     }
@@ -95,16 +95,10 @@ fn usage(prompt: &[u32], output: &Output, cached_tokens: u32) -> Usage {
     Usage { prompt_tokens, completion_tokens: output.tokens(), cached_tokens }
 }
 
-fn finished(last: &SequenceFinished, stop: Option<String>, usage: Usage) -> Finished {
+fn finished(last: &SequenceFinished, stop: Option<String>, usage: Usage, exact: bool) -> Finished {
     match stop {
-        Some(stop) => stopped_by(stop, usage, !last.mixed_numerics),
-        None => Finished {
-            reason: last.reason,
-            stop: None,
-            stop_token: last.stop_token,
-            usage: Some(usage),
-            exact: !last.mixed_numerics,
-        },
+        Some(stop) => stopped_by(stop, usage, exact),
+        None => Finished { reason: last.reason, stop: None, stop_token: last.stop_token, usage: Some(usage), exact },
     }
 }
 

@@ -188,8 +188,8 @@ impl Sequence {
                 self.request.tokens.push(token.token);
                 Ok(Some(Event::Token(token)))
             }
-            Event::Finished(mut finished) => {
-                finished.mixed_numerics |= self.mixed;
+            Event::Finished(finished) => {
+                self.mixed |= finished.mixed_numerics;
                 Ok(Some(Event::Finished(finished)))
             }
         }
@@ -207,8 +207,9 @@ impl Sequence {
 }
 
 impl Running {
-    /// The sequence's events; failures are hidden as long as a replica can go on.
-    pub(crate) fn events(mut self) -> impl Stream<Item = Result<Event, Error>> + Send {
+    /// The sequence's events, each with whether replicas of one numerics id made everything up to it. Failures are hidden
+    /// as long as a replica can go on.
+    pub(crate) fn events(mut self) -> impl Stream<Item = Result<(Event, bool), Error>> + Send {
         try_stream! {
             loop {
                 let next = timeout_at(self.sequence.deadline, self.attempt.events.next()).await;
@@ -216,7 +217,7 @@ impl Running {
                     Some(Ok(TokenEvent { event: Some(event) })) => {
                         let last = matches!(event, Event::Finished(_));
                         if let Some(event) = self.sequence.accept(event)? {
-                            yield event;
+                            yield (event, !self.sequence.mixed);
                         }
                         if last {
                             return;

@@ -163,6 +163,8 @@ impl Replica {
         let mut guard = Guard { replica: self.clone(), left: events.len() + usize::from(!ends) };
         let rest = if ends { stream::empty().boxed() } else { stream::pending().boxed() };
         let events = stream::iter(events).chain(rest).map(move |event| {
+            // The whole guard moves in here, not one field of it.
+            let guard = &mut guard;
             guard.left -= 1;
             event.map(|event| TokenEvent { event: Some(event) })
         });

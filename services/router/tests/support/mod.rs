@@ -96,7 +96,13 @@ impl Router {
 }
 
 pub fn view_of(members: Vec<Member>) -> Arc<ClusterView> {
-    Arc::new(ClusterView { cluster: "test".to_owned(), revision: 1, reachable: true, members })
+    Arc::new(ClusterView {
+        cluster: "test".to_owned(),
+        revision: 1,
+        reachable: true,
+        members,
+        ..ClusterView::default()
+    })
 }
 
 /// A ready attention replica.
@@ -151,6 +157,7 @@ pub fn config() -> ModelConfig {
         max_position: CONTEXT,
         bos_token: Some(codec::BOS),
         eos_tokens: vec![codec::EOS],
+        quantization: None,
     }
 }
 

@@ -9,6 +9,8 @@ use super::{
     request::{self, Shape},
 };
 
+/// As OpenAI has it.
+const MAX_TOP_LOGPROBS: i64 = 20;
 const NEUTRAL: &[(&str, &[&str])] = &[
     ("add_generation_prompt", &["true"]),
     ("audio", &[]),
@@ -36,7 +38,7 @@ pub(super) fn parse(mut fields: Fields) -> Result<(GenerateRequest, Shape), Erro
 /// `logprobs` turns them on, `top_logprobs` says how many of the likeliest stand beside each.
 fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Error> {
     let on = fields.boolean("logprobs")?.unwrap_or(false);
-    match fields.count("top_logprobs", 0)? {
+    match fields.integer("top_logprobs", 0..=MAX_TOP_LOGPROBS)?.and_then(|top| u32::try_from(top).ok()) {
         Some(top) if !on && top > 0 => {
             let message = format!("top_logprobs: found {top}, expected none: logprobs is not true");
             Err(Error::invalid(message).with_param("top_logprobs"))

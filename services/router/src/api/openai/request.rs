@@ -23,6 +23,8 @@ pub(super) struct Shape {
     pub(super) echo: bool,
 }
 
+/// Most choices of a prompt, as OpenAI has it.
+const MAX_CHOICES: i64 = 128;
 /// Metadata that changes nothing in the answer.
 const METADATA: [&str; 4] = ["user", "metadata", "safety_identifier", "prompt_cache_key"];
 
@@ -49,7 +51,7 @@ pub(super) fn common(fields: &mut Fields) -> Result<(GenerateRequest, Shape), Er
         model: fields.string("model")?.unwrap_or_default(),
         sampling: Some(sampling(fields)?),
         max_tokens: max_tokens(fields)?,
-        choices: fields.count("n", 1)?.unwrap_or(1),
+        choices: choices(fields)?,
         stop: stops(fields)?,
         stop_token_ids: fields.ids("stop_token_ids")?,
         ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
@@ -62,6 +64,10 @@ pub(super) fn common(fields: &mut Fields) -> Result<(GenerateRequest, Shape), Er
 /// Ends the reading: `neutral` are the endpoint's own fields that may say what holds anyway.
 pub(super) fn finish(fields: Fields, neutral: &[(&str, &[&str])]) -> Result<(), Error> {
     fields.finish(&[NEUTRAL, neutral].concat())
+}
+
+fn choices(fields: &mut Fields) -> Result<u32, Error> {
+    Ok(fields.integer("n", 1..=MAX_CHOICES)?.and_then(|n| u32::try_from(n).ok()).unwrap_or(1))
 }
 
 fn shape(fields: &mut Fields) -> Result<Shape, Error> {
