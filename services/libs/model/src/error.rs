@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::config::ConfigError;
 use crate::json::JsonError;
+use crate::synth::SynthError;
 use crate::tensors::TensorError;
+use crate::text::TextError;
 
 /// What can go wrong when a checkpoint is found, opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +30,9 @@ pub enum ModelError {
     /// A tensor file or the index cannot be used.
     #[error("{}: {error}", path.display())]
     Tensor { path: PathBuf, error: TensorError },
+    /// The tokenizer or chat template cannot be used.
+    #[error("{}: {error}", path.display())]
+    Text { path: PathBuf, error: TextError },
     /// A tensor asked for that the checkpoint does not have.
     #[error("tensor {name}: not in the checkpoint")]
     NoSuchTensor { name: String },
@@ -37,6 +42,9 @@ pub enum ModelError {
     /// The architecture is known but cannot be served.
     #[error("{field} {found}: not supported yet, expected {expected}")]
     NotSupported { field: &'static str, found: String, expected: &'static str },
+    /// A random-weight checkpoint is not written.
+    #[error(transparent)]
+    Synth(#[from] SynthError),
     /// The machine has too little memory.
     #[error("weights do not fit: {needed} bytes needed, {available} available ({limited_by})")]
     WeightsDoNotFit { needed: u64, available: u64, limited_by: String },

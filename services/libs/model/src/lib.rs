@@ -5,20 +5,25 @@ mod config;
 mod error;
 mod files;
 mod fingerprint;
+mod generation;
 mod json;
 mod location;
 mod memory;
 pub mod names;
 mod rotary;
 pub mod sizes;
+pub mod synth;
 mod sys;
 mod tensors;
 #[cfg(test)]
 mod testing;
+mod text;
 
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use config::{BlockQuantization, ConfigError, GateMethod, ModelConfig, ModelKind, RopeScaling, Scoring};
 pub use error::ModelError;
+pub use generation::GenerationDefaults;
 pub use json::JsonError;
 pub use rotary::{Rotary, rotary};
 pub use tensors::TensorError;
+pub use text::{ChatMessage, Text, TextError};

@@ -2,8 +2,12 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use memmap2::{Mmap, UncheckedAdvice};
 
@@ -36,4 +40,17 @@ impl Mapping {
         // SAFETY: dropping pages of a read-only map of a file loses nothing: the next read brings the same bytes.
         unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, begin as usize, count as usize) }
     }
+}
+
+/// Bytes that an ordinary user may still write to the disk of `path`.
+pub(crate) fn free_bytes(path: &Path) -> io::Result<u64> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut figures = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` ends in NUL and `figures` has room for the structure; both outlive the call.
+    if unsafe { libc::statvfs(path.as_ptr(), figures.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so it has filled the structure.
+    let figures = unsafe { figures.assume_init() };
+    Ok(figures.f_bavail.saturating_mul(figures.f_frsize))
 }

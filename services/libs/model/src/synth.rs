@@ -1,0 +1,228 @@
+//! Random-weight checkpoints of true shapes, for measuring and for tests.
+//!
+//! Matrices are normal with a standard deviation of 0.02, norms are 1, all in bf16. Every tensor follows from the seed
+//! and its name alone. There is no tokenizer: such a checkpoint serves token ids.
+
+mod plan;
+mod random;
+
+use std::fs::{self, File};
+use std::io;
+use std::num::NonZero;
+use std::os::unix::fs::FileExt;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+
+use plan::{Chunk, ShardPlan};
+use random::Normal;
+
+use crate::config::presets;
+use crate::sizes::Sizes;
+use crate::{ModelConfig, ModelError, sys};
+
+/// Which model's shapes to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// DeepSeek-V2, 236B.
+    V2,
+    /// DeepSeek-V2-Lite, 16B.
+    V2Lite,
+    /// V2's structure in about two megabytes.
+    Tiny,
+}
+
+impl Preset {
+    /// All presets.
+    pub const ALL: [Self; 3] = [Self::V2, Self::V2Lite, Self::Tiny];
+
+    /// As a flag spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::V2 => "v2",
+            Self::V2Lite => "v2-lite",
+            Self::Tiny => "tiny",
+        }
+    }
+
+    /// The architecture.
+    pub fn config(self) -> ModelConfig {
+        match self {
+            Self::V2 => presets::v2(),
+            Self::V2Lite => presets::v2_lite(),
+            Self::Tiny => presets::tiny(),
+        }
+    }
+}
+
+impl FromStr for Preset {
+    type Err = SynthError;
+
+    fn from_str(name: &str) -> Result<Self, SynthError> {
+        let preset = Self::ALL.into_iter().find(|preset| preset.name() == name);
+        preset.ok_or_else(|| SynthError::Preset { found: name.into() })
+    }
+}
+
+/// What to write, and where.
+#[derive(Debug, Clone)]
+pub struct SynthOptions {
+    /// Shapes.
+    pub preset: Preset,
+    /// Layers, where not the preset's.
+    pub layers: Option<usize>,
+    /// Vocabulary, where not the preset's.
+    pub vocab: Option<usize>,
+    /// Decides all weights.
+    pub seed: u64,
+    /// Directory to write into: new or empty.
+    pub out: PathBuf,
+}
+
+/// Why a checkpoint is not written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SynthError {
+    /// A preset that is not known.
+    #[error("preset: found {found:?}, expected \"v2\", \"v2-lite\" or \"tiny\"")]
+    Preset { found: String },
+    /// A directory with something in it.
+    #[error("{}: found {entry:?} in it, expected a new or empty directory", path.display())]
+    NotEmpty { path: PathBuf, entry: String },
+    /// Too little room.
+    #[error("{}: {needed} bytes needed, {available} available on the disk", path.display())]
+    DiskTooSmall { path: PathBuf, needed: u64, available: u64 },
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// The architecture.
+    pub config: ModelConfig,
+    /// Bytes of all tensor files.
+    pub bytes: u64,
+    /// Tensor files.
+    pub files: usize,
+}
+
+/// Bytes of one tensor file, unless a single tensor is larger.
+const SHARD_BYTES: u64 = 4 << 30;
+/// Bytes made and written at once by one thread.
+const CHUNK_BYTES: usize = 4 << 20;
+/// More threads than this only wait for the disk.
+const MAX_THREADS: usize = 16;
+
+impl SynthOptions {
+    /// The architecture that these options mean.
+    ///
+    /// # Errors
+    /// When `layers` or `vocab` is out of bounds.
+    pub fn config(&self) -> Result<ModelConfig, ModelError> {
+        let mut config = self.preset.config();
+        config.layers = self.layers.unwrap_or(config.layers);
+        config.vocab = self.vocab.unwrap_or(config.vocab);
+        if config.bos_token.into_iter().chain(config.eos_tokens.clone()).any(|id| id as usize >= config.vocab) {
+            config.bos_token = Some(0);
+            config.eos_tokens = vec![1];
+        }
+        let path = self.out.join("config.json");
+        ModelConfig::parse(config.to_json().as_bytes()).map_err(|error| ModelError::Config { path, error })
+    }
+}
+
+/// Writes a checkpoint. `progress(done, total)` is told of bytes, from several threads.
+///
+/// # Errors
+/// When the options are out of bounds, the directory is not empty, the disk is too small, or writing fails. What was
+/// written until then stays, without the `config.json` that would make it a checkpoint.
+pub fn write(options: &SynthOptions, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Written, ModelError> {
+    write_shards(options, SHARD_BYTES, progress)
+}
+
+fn write_shards(
+    options: &SynthOptions,
+    shard_bytes: u64,
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Written, ModelError> {
+    let config = options.config()?;
+    prepare(&options.out, Sizes::of(&config).total() * random::ELEMENT_BYTES)?;
+    let shards = plan::plan(&config, shard_bytes);
+    let total = shards.iter().map(ShardPlan::file_bytes).sum();
+
+    let normal = Normal::new();
+    let done = AtomicU64::new(0);
+    let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
+    for shard in &shards {
+        let path = options.out.join(&shard.file);
+        write_shard(&path, shard, options.seed, &normal, &advance).map_err(ModelError::io(&path, "write"))?;
+    }
+    if let Some(index) = plan::index(&shards) {
+        write_text(&options.out.join("model.safetensors.index.json"), &index)?;
+    }
+    write_text(&options.out.join("config.json"), &config.to_json())?;
+    Ok(Written { config, bytes: total, files: shards.len() })
+}
+
+/// Makes the directory; refuses one with something in it or on a disk that is too small.
+fn prepare(out: &Path, needed: u64) -> Result<(), ModelError> {
+    fs::create_dir_all(out).map_err(ModelError::io(out, "create the directory"))?;
+    let mut entries = fs::read_dir(out).map_err(ModelError::io(out, "read the directory"))?;
+    if let Some(entry) = entries.next() {
+        let entry = entry.map_err(ModelError::io(out, "read the directory"))?;
+        let entry = entry.file_name().to_string_lossy().into_owned();
+        return Err(SynthError::NotEmpty { path: out.into(), entry }.into());
+    }
+    let available = sys::free_bytes(out).map_err(ModelError::io(out, "read the free space"))?;
+    if available < needed {
+        return Err(SynthError::DiskTooSmall { path: out.into(), needed, available }.into());
+    }
+    Ok(())
+}
+
+fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
+    fs::write(path, text).map_err(ModelError::io(path, "write"))
+}
+
+/// Writes one file; its chunks are made and written by as many threads as there are cores.
+fn write_shard(
+    path: &Path,
+    shard: &ShardPlan,
+    seed: u64,
+    normal: &Normal,
+    advance: &(dyn Fn(u64) + Sync),
+) -> io::Result<()> {
+    let file = File::create_new(path)?;
+    file.set_len(shard.file_bytes())?;
+    file.write_all_at(&shard.header, 0)?;
+    advance(shard.header.len() as u64);
+    let chunks = shard.chunks(CHUNK_BYTES as u64);
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut buffer = vec![0; CHUNK_BYTES];
+        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let bytes = &mut buffer[..chunk.bytes as usize];
+            fill(chunk, seed, normal, bytes);
+            file.write_all_at(bytes, shard.header.len() as u64 + chunk.begin)?;
+            advance(chunk.bytes);
+        }
+        Ok(())
+    };
+    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let results = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        results.collect::<Vec<io::Result<()>>>().into_iter().collect()
+    })
+}
+
+fn fill(chunk: &Chunk<'_>, seed: u64, normal: &Normal, out: &mut [u8]) {
+    if chunk.ones {
+        random::ones(out);
+    } else {
+        normal.fill(random::key(seed, chunk.name), chunk.offset / random::ELEMENT_BYTES, out);
+    }
+}
+
+#[cfg(test)]
+mod tests;
