@@ -1,2 +1,40 @@
-//! The conclave binary.
-fn main() {}
+//! `conclave`: one binary, a subcommand per part.
+
+mod process;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Serve Mixture-of-Experts models of the DeepSeek-V2 family with experts as services of their own.
+#[derive(Debug, Parser)]
+#[command(name = "conclave", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(Box<process::serve::ServeArgs>),
+    Router(Box<process::router::RouterArgs>),
+    Attention(Box<process::attention::AttentionCommand>),
+    Expert(Box<process::expert::ExpertArgs>),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let ended = match Cli::parse().command {
+        Command::Serve(args) => process::serve::run(*args).await,
+        Command::Router(args) => process::router::run(*args).await,
+        Command::Attention(args) => process::attention::run(*args).await,
+        Command::Expert(args) => process::expert::run(*args).await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("conclave: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

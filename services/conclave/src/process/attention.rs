@@ -1,0 +1,142 @@
+//! `conclave attention`: one attention replica.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use conclave_cluster::{MakeMember, MemberState, Membership, Role};
+use conclave_dispatch::{DispatchConfig, Dispatcher, GrpcShards, ModelShape, MoeLink, RemoteConfig, RemoteDispatch};
+use conclave_model::Checkpoint;
+use conclave_serve::{
+    State,
+    args::{ClusterArgs, LogArgs},
+    id, listen, telemetry,
+};
+use prometheus::Registry;
+
+use super::{
+    AttentionArgs, DeviceArgs, ModelArgs,
+    attention_node::AttentionNode,
+    checkpoint::blocking,
+    device::AnyDevice,
+    expert_node::numerics,
+    host::{self, Host, HostArgs},
+    member,
+};
+
+/// Where layers are dispatched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DispatchMode {
+    /// By a router that hosts dispatch: four hops a layer.
+    Router,
+    /// In this process: two hops a layer.
+    Embedded,
+}
+
+/// Run one attention replica: the trunk and the latent cache.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  conclave attention --model DIR --etcd http://127.0.0.1:2379 --dispatch embedded")]
+pub struct AttentionCommand {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    host: HostArgs,
+    #[command(flatten)]
+    attention: AttentionArgs,
+    #[command(flatten)]
+    log: LogArgs,
+    /// Where MoE layers are dispatched to expert shards.
+    #[arg(long, env = "CONCLAVE_DISPATCH", value_enum, default_value = "router")]
+    dispatch: DispatchMode,
+    /// Longest context in tokens [default: the model's, or what the cache holds].
+    #[arg(long, env = "CONCLAVE_CONTEXT", value_name = "TOKENS")]
+    context: Option<u32>,
+}
+
+/// Runs until told to end.
+///
+/// # Errors
+/// Naming what could not be had: address, checkpoint, coordinator, memory.
+pub async fn run(args: AttentionCommand) -> Result<()> {
+    let instance = args.cluster.instance("attention")?;
+    let guard = telemetry::init(&args.log.telemetry("conclave-attention", &instance))?;
+    let ended = live(&args, &instance).await;
+    guard.shutdown().await;
+    ended
+}
+
+async fn live(args: &AttentionCommand, instance: &str) -> Result<()> {
+    let mut host = Host::new("attention", host::SERVER_GRACE)?;
+    let listener = listen::bind(&args.host.grpc).await?;
+    let address = member::advertised(&args.cluster, listener.local_addr()?)?;
+    host.serve_admin(&args.host.admin).await?;
+    let device = args.device.open()?;
+    let checkpoint = args.model.open().await?;
+
+    let membership = member::connect(&args.cluster).await?;
+    let record = member::record(instance, Role::Attention, address, &checkpoint, numerics(&device));
+    let make: MakeMember = Arc::new(move |_| Ok(record.clone()));
+    let registration = membership.register(make).await?;
+    let moe = moe_link(args.dispatch, &checkpoint, &*membership, &host.registry)?;
+    let node = tokio::select! {
+        loaded = load(args, instance, &device, &checkpoint, moe, &host) => loaded,
+        () = host.stop.cancelled() => Err(anyhow::anyhow!("ended before the trunk was loaded")),
+    };
+    let node = match node {
+        Ok(node) => node,
+        Err(error) => {
+            registration.leave().await.ok();
+            return Err(error);
+        }
+    };
+    host.serve_grpc(listener, node.routes.clone());
+    registration.set_state(MemberState::Ready).await?;
+    host.readiness.set(State::Ready);
+    tracing::info!(instance, "ready");
+
+    host.stop.cancelled().await;
+    let limit = Duration::from_secs(args.host.drain_timeout);
+    host::leave(&host.readiness, &*registration, node.drain(), limit).await;
+    host.end().await
+}
+
+fn moe_link(
+    mode: DispatchMode,
+    checkpoint: &Checkpoint,
+    membership: &dyn Membership,
+    registry: &Registry,
+) -> Result<Arc<dyn MoeLink>> {
+    let fingerprint = checkpoint.fingerprint();
+    let embedded = match mode {
+        DispatchMode::Embedded => ModelShape::new(checkpoint.config()),
+        DispatchMode::Router => None,
+    };
+    Ok(match embedded {
+        Some(shape) => {
+            let config = DispatchConfig::new(fingerprint);
+            let shards = Arc::new(GrpcShards::new(fingerprint, config.connect_timeout));
+            Dispatcher::new(config, shape, membership, shards, registry)
+        }
+        None => RemoteDispatch::new(RemoteConfig::new(fingerprint, id::random_u64()?), membership),
+    })
+}
+
+async fn load(
+    args: &AttentionCommand,
+    instance: &str,
+    device: &AnyDevice,
+    checkpoint: &Arc<Checkpoint>,
+    moe: Arc<dyn MoeLink>,
+    host: &Host,
+) -> Result<AttentionNode> {
+    host.readiness.set(State::Starting("loading the trunk".to_owned()));
+    let config = args.attention.config(instance, args.context, checkpoint)?;
+    let (device, checkpoint, registry) = (device.clone(), checkpoint.clone(), host.registry.clone());
+    blocking("load the trunk", move || AttentionNode::start(config, &device, checkpoint, moe, &registry))
+        .await
+        .context("load the trunk")
+}

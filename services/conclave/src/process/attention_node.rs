@@ -1,0 +1,131 @@
+//! An attention service with its device type forgotten, and its flags.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use clap::Args;
+use conclave_attention::{AttentionConfig, AttentionService, CacheSize, Progress, sampler::TokenMask};
+use conclave_dispatch::MoeLink;
+use conclave_kernels::Device;
+use conclave_model::Checkpoint;
+use conclave_proto::{
+    InstanceId,
+    v1::{AttentionStatus, SequenceRequest, TokenEvent},
+};
+use conclave_router::front::AttentionLink;
+use conclave_serve::{Error, metrics::Startup};
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use prometheus::Registry;
+use tonic::service::Routes;
+
+use super::device::AnyDevice;
+
+/// How the attention service batches and caches.
+#[derive(Debug, Clone, Args)]
+pub struct AttentionArgs {
+    /// Size of the latent cache in MiB; taken as it fills.
+    #[arg(long, env = "CONCLAVE_CACHE_MIB", value_name = "MIB", default_value = "1024")]
+    pub cache_mib: u64,
+    /// Sequences that run at the same time; more wait.
+    #[arg(long, env = "CONCLAVE_MAX_RUNNING", value_name = "N", default_value = "64")]
+    pub max_running: usize,
+    /// Sequences that may wait; more are refused.
+    #[arg(long, env = "CONCLAVE_MAX_WAITING", value_name = "N", default_value = "256")]
+    pub max_waiting: usize,
+    /// Tokens of one step at most, of all sequences together.
+    #[arg(long, env = "CONCLAVE_STEP_TOKENS", value_name = "TOKENS", default_value = "512")]
+    pub step_tokens: usize,
+    /// Tokens of one prompt in one step at most.
+    #[arg(long, env = "CONCLAVE_PREFILL_CHUNK", value_name = "TOKENS", default_value = "512")]
+    pub prefill_chunk: usize,
+}
+
+impl AttentionArgs {
+    /// The settings of a service; ids without a string are never sampled.
+    ///
+    /// # Errors
+    /// When the tokenizer is broken.
+    pub fn config(&self, instance: &str, context: Option<u32>, checkpoint: &Checkpoint) -> Result<AttentionConfig> {
+        let vocab = checkpoint.config().vocab;
+        let text = checkpoint.text()?;
+        Ok(AttentionConfig {
+            cache: CacheSize::Bytes(self.cache_mib << 20),
+            max_running: self.max_running,
+            max_waiting: self.max_waiting,
+            step_tokens: self.step_tokens.max(self.max_running),
+            prefill_chunk: self.prefill_chunk,
+            context_limit: context.map(|limit| limit as usize),
+            allowed_tokens: text.map(|text| TokenMask::new(vocab, |id| text.has_string(id))),
+            ..AttentionConfig::new(InstanceId(instance.to_owned()))
+        })
+    }
+}
+
+/// What a process has to do with its attention service.
+pub struct AttentionNode {
+    /// To run sequences in this process.
+    pub link: Arc<dyn AttentionLink>,
+    /// To be served.
+    pub routes: Routes,
+    drain: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
+}
+
+impl AttentionNode {
+    /// Loads the trunk. Blocks.
+    ///
+    /// # Errors
+    /// When weights cannot be read or do not fit, or a bound makes no sense.
+    pub fn start(
+        config: AttentionConfig,
+        device: &AnyDevice,
+        checkpoint: Arc<Checkpoint>,
+        moe: Arc<dyn MoeLink>,
+        registry: &Registry,
+    ) -> Result<Self> {
+        let startup = Startup::new(registry)?;
+        let progress = Progress::new(move |done, total| startup.set("trunk", done as f64 / total.max(1) as f64));
+        let config = AttentionConfig { progress, ..config };
+        match device {
+            AnyDevice::Reference(device) => Self::on(config, device.clone(), checkpoint, moe, registry),
+            AnyDevice::Cpu(device) => Self::on(config, device.clone(), checkpoint, moe, registry),
+        }
+    }
+
+    fn on<D: Device>(
+        config: AttentionConfig,
+        device: Arc<D>,
+        checkpoint: Arc<Checkpoint>,
+        moe: Arc<dyn MoeLink>,
+        registry: &Registry,
+    ) -> Result<Self> {
+        let service = AttentionService::start(config, device, checkpoint, moe, registry)?;
+        let draining = service.clone();
+        Ok(Self {
+            routes: Routes::new(service.grpc_server()),
+            link: Arc::new(InProcess(service)),
+            drain: Arc::new(move || {
+                let service = draining.clone();
+                Box::pin(async move { service.drain().await })
+            }),
+        })
+    }
+
+    /// Takes no new sequences; resolves when those it has are done.
+    pub async fn drain(&self) {
+        (self.drain)().await;
+    }
+}
+
+struct InProcess(Arc<AttentionService>);
+
+#[async_trait]
+impl AttentionLink for InProcess {
+    async fn generate(&self, request: SequenceRequest) -> Result<BoxStream<'static, Result<TokenEvent, Error>>, Error> {
+        Ok(self.0.generate(request).await?.boxed())
+    }
+
+    async fn status(&self) -> Result<AttentionStatus, Error> {
+        Ok(self.0.status())
+    }
+}

@@ -1,0 +1,80 @@
+//! An expert service with its device type forgotten.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use conclave_cluster::MemberState;
+use conclave_dispatch::ShardLink;
+use conclave_expert::{ExpertConfig, ExpertService};
+use conclave_kernels::Device;
+use conclave_model::Checkpoint;
+use conclave_proto::CellId;
+use futures::future::BoxFuture;
+use prometheus::Registry;
+use tokio::sync::watch;
+use tonic::service::Routes;
+
+use super::device::AnyDevice;
+
+/// What a process has to do with its expert service.
+pub struct ExpertNode {
+    /// To compute in this process.
+    pub link: Arc<dyn ShardLink>,
+    /// To be served.
+    pub routes: Routes,
+    /// State of the service itself.
+    pub state: watch::Receiver<MemberState>,
+    drain: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
+}
+
+impl ExpertNode {
+    /// Loads the cells and checks them. Blocks.
+    ///
+    /// # Errors
+    /// When weights cannot be read, do not fit, or compute nonsense.
+    pub fn start(
+        config: ExpertConfig,
+        device: &AnyDevice,
+        checkpoint: Arc<Checkpoint>,
+        cells: &[CellId],
+        registry: &Registry,
+    ) -> Result<Self> {
+        match device {
+            AnyDevice::Reference(device) => Self::on(config, device.clone(), checkpoint, cells, registry),
+            AnyDevice::Cpu(device) => Self::on(config, device.clone(), checkpoint, cells, registry),
+        }
+    }
+
+    fn on<D: Device>(
+        config: ExpertConfig,
+        device: Arc<D>,
+        checkpoint: Arc<Checkpoint>,
+        cells: &[CellId],
+        registry: &Registry,
+    ) -> Result<Self> {
+        let service = ExpertService::start(config, device, checkpoint, cells, registry)?;
+        let draining = service.clone();
+        Ok(Self {
+            routes: Routes::new(service.grpc_server()),
+            state: service.state(),
+            link: service,
+            drain: Arc::new(move || {
+                let service = draining.clone();
+                Box::pin(async move { service.drain().await })
+            }),
+        })
+    }
+
+    /// Takes no new work; resolves when the work it has is done.
+    pub async fn drain(&self) {
+        (self.drain)().await;
+    }
+}
+
+/// Numerics id of a device.
+pub fn numerics(device: &AnyDevice) -> String {
+    match device {
+        AnyDevice::Reference(device) => device.numerics(),
+        AnyDevice::Cpu(device) => device.numerics(),
+    }
+}

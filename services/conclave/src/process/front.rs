@@ -1,0 +1,94 @@
+//! The front role: flags, and the model as the API shows it.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Result;
+use clap::Args;
+use conclave_model::Checkpoint;
+use conclave_router::{
+    ApiKeys, FrontConfig, ServedModel,
+    front::{AttentionConnector, ClusterLoad, Front},
+};
+use conclave_serve::Readiness;
+use prometheus::Registry;
+use tokio::sync::watch;
+
+/// The public API.
+#[derive(Debug, Clone, Args)]
+pub struct FrontArgs {
+    /// Address of the OpenAI-compatible HTTP API, with /livez, /readyz, /health and /metrics.
+    #[arg(long, env = "CONCLAVE_HTTP", value_name = "ADDR", default_value = "127.0.0.1:8000")]
+    pub http: String,
+    /// Address of the gRPC API.
+    #[arg(long, env = "CONCLAVE_GRPC", value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    pub grpc: String,
+    /// Name under which clients ask for the model [default: the checkpoint's own].
+    #[arg(long, env = "CONCLAVE_MODEL_NAME", value_name = "NAME")]
+    pub model_name: Option<String>,
+    /// File of API keys, one a line; without it everybody may call.
+    #[arg(long, env = "CONCLAVE_API_KEYS", value_name = "FILE")]
+    pub api_keys: Option<PathBuf>,
+    /// Longest context in tokens [default: the model's].
+    #[arg(long, env = "CONCLAVE_CONTEXT", value_name = "TOKENS")]
+    pub context: Option<u32>,
+    /// Sequences that may run at the same time; more are refused.
+    #[arg(long, env = "CONCLAVE_MAX_SEQUENCES", value_name = "N", default_value = "4096")]
+    pub max_sequences: usize,
+    /// Seconds after which a request that sets no deadline of its own ends.
+    #[arg(long, env = "CONCLAVE_REQUEST_TIMEOUT", value_name = "SECONDS", default_value = "600")]
+    pub request_timeout: u64,
+}
+
+impl FrontArgs {
+    /// The keys of `--api-keys`.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no key.
+    pub fn keys(&self) -> Result<ApiKeys> {
+        Ok(match &self.api_keys {
+            Some(path) => ApiKeys::load(path)?,
+            None => ApiKeys::default(),
+        })
+    }
+
+    /// The front of a checkpoint over the attention replicas in `view`.
+    ///
+    /// # Errors
+    /// When its tokenizer, template or generation config is broken.
+    pub fn front(
+        &self,
+        checkpoint: &Checkpoint,
+        view: watch::Receiver<Arc<conclave_cluster::ClusterView>>,
+        connector: Arc<dyn AttentionConnector>,
+        registry: &Registry,
+    ) -> Result<Arc<Front>> {
+        let mut model = ServedModel::of(checkpoint)?;
+        if let Some(name) = &self.model_name {
+            model.name.clone_from(name);
+        }
+        if model.text.is_none() {
+            tracing::warn!("no tokenizer.json: prompts are token ids only");
+        }
+        let config = FrontConfig {
+            context_limit: self.context,
+            max_sequences: self.max_sequences,
+            default_timeout: Duration::from_secs(self.request_timeout),
+            ..FrontConfig::default()
+        };
+        Ok(Front::new(config, model, view, connector, registry)?)
+    }
+
+    /// The servers' state of one front.
+    ///
+    /// # Errors
+    /// As for [`Self::keys`].
+    pub fn service(
+        &self,
+        front: Arc<Front>,
+        load: Arc<dyn ClusterLoad>,
+        readiness: Readiness,
+        registry: Registry,
+    ) -> Result<conclave_router::RouterService> {
+        Ok(conclave_router::RouterService { front, load, keys: self.keys()?, readiness, registry })
+    }
+}

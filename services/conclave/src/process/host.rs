@@ -1,0 +1,162 @@
+//! What every service process does around its service: signals, the admin page, the gRPC server, an orderly end.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use conclave_cluster::{MemberState, Registration};
+use conclave_router::RouterService;
+use conclave_serve::{
+    Error, ErrorKind, Readiness, State, admin, listen,
+    shutdown::{self, Signal},
+};
+use prometheus::Registry;
+use tokio::{net::TcpListener, runtime::Handle, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+/// Longest wait for servers whose service has drained.
+pub const SERVER_GRACE: Duration = Duration::from_millis(500);
+
+/// Where an attention or expert process listens, and how it ends.
+#[derive(Debug, Clone, Args)]
+pub struct HostArgs {
+    /// Address of the gRPC server.
+    #[arg(long, env = "CONCLAVE_GRPC", value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub grpc: String,
+    /// Address of /livez, /readyz, /health and /metrics.
+    #[arg(long, env = "CONCLAVE_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub admin: String,
+    /// Longest time, in seconds, to finish what is under way when told to end.
+    #[arg(long, env = "CONCLAVE_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30")]
+    pub drain_timeout: u64,
+}
+
+/// A process with its admin page served and its signals watched.
+pub struct Host {
+    /// Shown by the admin page.
+    pub readiness: Readiness,
+    /// Shown by the admin page.
+    pub registry: Registry,
+    /// Cancelled by the first SIGINT or SIGTERM.
+    pub stop: CancellationToken,
+    /// Ends the servers: after the service has drained.
+    pub close: CancellationToken,
+    /// What calls under way get to end after [`Self::close`].
+    grace: Duration,
+    servers: JoinSet<()>,
+}
+
+impl Host {
+    /// Watches signals.
+    ///
+    /// # Errors
+    /// When signals cannot be handled or the process's own figures not be registered.
+    pub fn new(service: &str, grace: Duration) -> Result<Self> {
+        Ok(Self {
+            readiness: Readiness::starting("opening the checkpoint"),
+            registry: super::metrics::registry(service)?,
+            stop: shutdown::on(shutdown::signals()?, |signal: Signal| shutdown::exit(signal)),
+            close: CancellationToken::new(),
+            grace,
+            servers: JoinSet::new(),
+        })
+    }
+
+    /// Serves the admin page from now on.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn serve_admin(&mut self, address: &str) -> Result<()> {
+        let listener = listen::bind(address).await?;
+        tracing::info!(address = %listener.local_addr()?, "admin page");
+        self.serve_admin_on(listener);
+        Ok(())
+    }
+
+    /// Serves the admin page on a listener.
+    pub fn serve_admin_on(&mut self, listener: TcpListener) {
+        let router = admin::router(self.readiness.clone(), self.registry.clone());
+        let close = self.close.clone();
+        self.run("admin page", async move { admin::serve(listener, router, close).await });
+    }
+
+    /// Serves gRPC from now on.
+    pub fn serve_grpc(&mut self, listener: TcpListener, routes: Routes) {
+        self.run("gRPC server", conclave_router::serve_grpc(listener, routes, self.close.clone(), self.grace));
+    }
+
+    /// Serves gRPC on a runtime of its own.
+    ///
+    /// # Errors
+    /// When the listener cannot be moved there.
+    pub fn serve_grpc_on(&mut self, runtime: &Handle, listener: TcpListener, routes: Routes) -> Result<()> {
+        let listener = listener.into_std()?;
+        let (close, grace) = (self.close.clone(), self.grace);
+        let server = runtime.spawn(async move {
+            let listener = TcpListener::from_std(listener).map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?;
+            conclave_router::serve_grpc(listener, routes, close, grace).await
+        });
+        self.run("dispatch server", async move { server.await? .map_err(anyhow::Error::from) });
+        Ok(())
+    }
+
+    /// Serves the public API, and keeps readiness as its front says.
+    ///
+    /// # Errors
+    /// When the service descriptions cannot be read.
+    pub fn serve_front(&mut self, service: RouterService, http: TcpListener, grpc: TcpListener) -> Result<()> {
+        self.serve_grpc(grpc, service.grpc()?);
+        self.run("HTTP server", conclave_router::serve_http(http, service.http(), self.close.clone(), self.grace));
+        let (readiness, stop) = (self.readiness.clone(), self.stop.clone());
+        tokio::spawn(conclave_router::follow_readiness(service.front, readiness, stop));
+        Ok(())
+    }
+
+    /// Runs a server; when it breaks the process cannot go on.
+    pub fn run<E: std::fmt::Display>(&mut self, what: &'static str, server: impl Future<Output = Result<(), E>> + Send + 'static) {
+        let (readiness, stop) = (self.readiness.clone(), self.stop.clone());
+        self.servers.spawn(async move {
+            if let Err(error) = server.await {
+                fail(&readiness, &stop, format!("{what}: {error}"));
+            }
+        });
+    }
+
+    /// Ends the servers and waits for them; fails if the process ended because it could not go on.
+    pub async fn end(mut self) -> Result<()> {
+        self.close.cancel();
+        let all = async { while self.servers.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(self.grace + SERVER_GRACE, all).await;
+        match self.readiness.state() {
+            State::Failed(reason) => anyhow::bail!(reason),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Marks the process as one that cannot go on and ends it in order.
+pub fn fail(readiness: &Readiness, stop: &CancellationToken, reason: String) {
+    tracing::error!(reason, "cannot go on");
+    readiness.set(State::Failed(reason));
+    stop.cancel();
+}
+
+/// The end of a member's life: takes no new work, finishes what it has, then goes.
+pub async fn leave(
+    readiness: &Readiness,
+    registration: &dyn Registration,
+    drain: impl Future<Output = ()>,
+    limit: Duration,
+) {
+    readiness.set(State::Draining("told to end".to_owned()));
+    if let Err(error) = registration.set_state(MemberState::Leaving).await {
+        tracing::warn!(%error, "could not tell the cluster that this member is leaving");
+    }
+    if tokio::time::timeout(limit, drain).await.is_err() {
+        tracing::warn!(?limit, "work was still under way at the end of the drain");
+    }
+    if let Err(error) = registration.leave().await {
+        tracing::warn!(%error, "the record of this member is left to its lease");
+    }
+}

@@ -1,0 +1,20 @@
+//! The commands that are services: everything in one process, or one part of a cluster.
+
+pub mod attention;
+mod attention_node;
+mod checkpoint;
+mod connectors;
+mod device;
+pub mod expert;
+mod expert_node;
+mod front;
+mod host;
+mod member;
+mod metrics;
+pub mod router;
+pub mod serve;
+
+pub use attention_node::AttentionArgs;
+pub use checkpoint::ModelArgs;
+pub use device::DeviceArgs;
+pub use front::FrontArgs;
