@@ -1,10 +1,8 @@
 //! What an attention service is started with.
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-use conclave_model::ModelConfig;
+use conclave_model::{ModelConfig, Progress};
 use conclave_proto::InstanceId;
 
 use crate::AttentionError;
@@ -18,29 +16,6 @@ pub enum CacheSize {
     Blocks(u32),
     /// Bytes over all layers; what fits into it.
     Bytes(u64),
-}
-
-/// Called while weights are loaded, with the bytes taken over so far and in all.
-#[derive(Clone, Default)]
-pub struct Progress(Option<Arc<dyn Fn(u64, u64) + Send + Sync>>);
-
-impl Progress {
-    /// Reports to `report`.
-    pub fn new(report: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(report)))
-    }
-
-    pub(crate) fn report(&self, done: u64, total: u64) {
-        if let Some(report) = &self.0 {
-            report(done, total);
-        }
-    }
-}
-
-impl fmt::Debug for Progress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Progress")
-    }
 }
 
 /// Settings of an attention service.

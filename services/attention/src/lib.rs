@@ -20,7 +20,7 @@ mod service;
 mod state;
 pub mod trunk;
 
-pub use config::{AttentionConfig, CacheSize, Progress};
+pub use config::{AttentionConfig, CacheSize};
 pub use error::AttentionError;
 pub use grpc::AttentionGrpc;
 pub use service::{AttentionService, TokenStream};

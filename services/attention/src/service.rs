@@ -57,7 +57,7 @@ impl AttentionService {
     /// When a setting contradicts the model, memory does not suffice, or a tensor is refused.
     pub fn start<D: Device>(
         config: AttentionConfig,
-        device: D,
+        device: Arc<D>,
         checkpoint: Arc<Checkpoint>,
         moe: Arc<dyn MoeLink>,
         registry: &Registry,
@@ -65,7 +65,7 @@ impl AttentionService {
         // Before minutes are spent on loading.
         config.limits(D::BLOCK)?;
         config.mask(checkpoint.config().vocab)?;
-        let blocks = config.blocks(block_bytes(&device, checkpoint.config()))?;
+        let blocks = config.blocks(block_bytes(&*device, checkpoint.config()))?;
         let positions = blocks as usize * D::BLOCK;
         let size = TrunkSize { blocks, context_limit: config.context(checkpoint.config(), positions)? };
         let trunk = DeviceTrunk::load(device, &checkpoint, size, &config.progress)?;

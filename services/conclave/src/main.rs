@@ -1,5 +1,8 @@
 //! `conclave`: one binary, a subcommand per part.
 
+// Nothing is reachable from outside of a binary.
+#![allow(unreachable_pub)]
+
 mod process;
 
 use std::process::ExitCode;

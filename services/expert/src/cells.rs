@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicU64;
 
 use conclave_dispatch::ModelShape;
 use conclave_kernels::{Device, Ffn};
-use conclave_model::{Checkpoint, names};
+use conclave_model::{Checkpoint, Progress, names};
 use conclave_proto::CellId;
 
 use crate::error::ExpertError;
@@ -77,45 +77,55 @@ pub(crate) fn check_ids(shape: &ModelShape, ids: &[CellId]) -> Result<(), Expert
     wrong.map_or(Ok(()), |cell| Err(ExpertError::NoSuchCell { cell: *cell, last: shape.groups - 1 }))
 }
 
-/// Loads one cell: nothing but the tensors of its experts is read.
-pub(crate) fn load<D: Device>(
-    device: &D,
-    checkpoint: &Checkpoint,
-    shape: &ModelShape,
-    id: CellId,
-) -> Result<Cell<D::Matrix>, ExpertError> {
-    let size = shape.group_size();
-    let first = id.group.index() * size;
-    let mut bytes = 0;
-    let mut layers = Vec::with_capacity(shape.moe.len());
-    for (layer, moe) in shape.moe.iter().enumerate() {
-        let experts = if *moe { first..first + size } else { 0..0 };
-        let loaded: Result<Vec<_>, _> = experts.map(|e| load_expert(device, checkpoint, id, layer, e)).collect();
-        let loaded = loaded?;
-        let each = |ffn: &Ffn<D::Matrix>| -> u64 {
-            [&ffn.gate, &ffn.up, &ffn.down].into_iter().map(|m| device.matrix_bytes(m) as u64).sum()
-        };
-        bytes += loaded.iter().map(each).sum::<u64>();
-        layers.push(loaded);
-    }
-    let (rows, busy_us) = (AtomicU64::new(0), AtomicU64::new(0));
-    Ok(Cell { id, first_expert: first as u32, layers, bytes, rows, busy_us })
+/// Takes cells over from a checkpoint into a device.
+pub(crate) struct Loader<'a, D> {
+    device: &'a D,
+    checkpoint: &'a Checkpoint,
+    progress: &'a Progress,
+    done: u64,
+    total: u64,
 }
 
-/// Loads one expert and lets the file's pages go.
-pub(crate) fn load_expert<D: Device>(
-    device: &D,
-    checkpoint: &Checkpoint,
-    cell: CellId,
-    layer: usize,
-    expert: usize,
-) -> Result<Ffn<D::Matrix>, ExpertError> {
-    let load = |tensor: String| {
-        let weight = checkpoint.weight(&tensor).map_err(|source| ExpertError::Tensor { cell, source })?;
-        let loaded = device.load_matrix(weight);
-        checkpoint.release(&tensor);
+impl<'a, D: Device> Loader<'a, D> {
+    /// `total`: bytes that will be read, for the progress.
+    pub(crate) fn new(device: &'a D, checkpoint: &'a Checkpoint, progress: &'a Progress, total: u64) -> Self {
+        Self { device, checkpoint, progress, done: 0, total }
+    }
+
+    /// Loads one cell: nothing but the tensors of its experts is read.
+    pub(crate) fn cell(&mut self, shape: &ModelShape, id: CellId) -> Result<Cell<D::Matrix>, ExpertError> {
+        let size = shape.group_size();
+        let first = id.group.index() * size;
+        let mut layers = Vec::with_capacity(shape.moe.len());
+        for (layer, moe) in shape.moe.iter().enumerate() {
+            let experts = if *moe { first..first + size } else { 0..0 };
+            layers.push(experts.map(|expert| self.expert(id, layer, expert)).collect::<Result<Vec<_>, _>>()?);
+        }
+        let bytes = layers.iter().flatten().map(|ffn| self.device_bytes(ffn)).sum();
+        let (rows, busy_us) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Cell { id, first_expert: first as u32, layers, bytes, rows, busy_us })
+    }
+
+    /// Loads one expert and lets the file's pages go.
+    pub(crate) fn expert(&mut self, cell: CellId, layer: usize, expert: usize) -> Result<Ffn<D::Matrix>, ExpertError> {
+        let names = names::layer(layer).expert(expert);
+        Ok(Ffn {
+            gate: self.matrix(cell, names.gate_proj())?,
+            up: self.matrix(cell, names.up_proj())?,
+            down: self.matrix(cell, names.down_proj())?,
+        })
+    }
+
+    fn matrix(&mut self, cell: CellId, tensor: String) -> Result<D::Matrix, ExpertError> {
+        let weight = self.checkpoint.weight(&tensor).map_err(|source| ExpertError::Tensor { cell, source })?;
+        self.done += weight.data.len() as u64;
+        let loaded = self.device.load_matrix(weight);
+        self.checkpoint.release(&tensor);
+        self.progress.report(self.done, self.total);
         loaded.map_err(|source| ExpertError::Device { cell, tensor, source })
-    };
-    let names = names::layer(layer).expert(expert);
-    Ok(Ffn { gate: load(names.gate_proj())?, up: load(names.up_proj())?, down: load(names.down_proj())? })
+    }
+
+    fn device_bytes(&self, ffn: &Ffn<D::Matrix>) -> u64 {
+        [&ffn.gate, &ffn.up, &ffn.down].into_iter().map(|matrix| self.device.matrix_bytes(matrix) as u64).sum()
+    }
 }

@@ -1,5 +1,7 @@
 //! Limits of the expert service.
 
+use conclave_model::Progress;
+
 /// How an expert process behaves.
 #[derive(Debug, Clone)]
 pub struct ExpertConfig {
@@ -11,11 +13,19 @@ pub struct ExpertConfig {
     pub queue_rows: usize,
     /// Rows merged into one grouped FFN at most (a single batch may have more).
     pub merge_rows: usize,
+    /// Told about loading.
+    pub progress: Progress,
 }
 
 impl ExpertConfig {
     /// The defaults, for one member.
     pub fn new(instance: impl Into<String>) -> Self {
-        Self { instance: instance.into(), max_rows: 4096, queue_rows: 16_384, merge_rows: 2048 }
+        Self {
+            instance: instance.into(),
+            max_rows: 4096,
+            queue_rows: 16_384,
+            merge_rows: 2048,
+            progress: Progress::default(),
+        }
     }
 }

@@ -1,12 +1,10 @@
 //! Does the device compute what the definition says, with the weights as they lie in memory?
 
-use std::sync::Arc;
-
 use conclave_dispatch::ModelShape;
 use conclave_kernels::{Device, Dtype, ExpertRows, Pool, Reference, activation};
-use conclave_model::Checkpoint;
+use conclave_model::{Checkpoint, Progress};
 
-use crate::cells::{Cell, load_expert};
+use crate::cells::{Cell, Loader};
 use crate::error::ExpertError;
 
 const ROWS: usize = 3;
@@ -50,8 +48,8 @@ fn definition<M>(
     expert: usize,
     x: &[f32],
 ) -> Result<Vec<f32>, ExpertError> {
-    let reference = Reference::new(Arc::clone(&Pool::new(1)?));
-    let ffn = load_expert(&reference, checkpoint, cell.id, layer, expert)?;
+    let reference = Reference::new(Pool::new(1)?);
+    let ffn = Loader::new(&reference, checkpoint, &Progress::default(), 0).expert(cell.id, layer, expert)?;
     let mut expected = vec![0f32; x.len()];
     reference.ffn(x, &ffn, &mut expected);
     Ok(expected)

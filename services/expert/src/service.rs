@@ -15,7 +15,7 @@ use conclave_serve::telemetry;
 use prometheus::Registry;
 use tokio::sync::{Mutex, oneshot, watch};
 
-use crate::cells::{self, Cells};
+use crate::cells::{self, Cells, Loader};
 use crate::compute::{Job, Refusal, Shared, Worker, failed};
 use crate::config::ExpertConfig;
 use crate::error::ExpertError;
@@ -92,10 +92,14 @@ impl<D: Device> ExpertService<D> {
     fn load(&self, ids: &[CellId]) -> Result<(), ExpertError> {
         cells::check_ids(&self.shape, ids)?;
         let held = self.cells().ids();
+        let missing: Vec<CellId> = ids.iter().filter(|id| !held.contains(id)).copied().collect();
+        let total = self.checkpoint.cell_bytes() * missing.len() as u64;
+        self.checkpoint.check_memory(total)?;
+        let mut loader = Loader::new(&*self.device, &self.checkpoint, &self.config.progress, total);
         let mut loaded = Vec::new();
-        for &id in ids.iter().filter(|id| !held.contains(id)) {
+        for id in missing {
             let started = Instant::now();
-            let cell = cells::load(&*self.device, &self.checkpoint, &self.shape, id)?;
+            let cell = loader.cell(&self.shape, id)?;
             self_check::check(&*self.device, &self.checkpoint, &self.shape, &cell)?;
             self.metrics.cell_bytes.with_label_values(&[&id.to_string()]).set(cell.bytes as i64);
             tracing::info!(cell = %id, bytes = cell.bytes, ms = started.elapsed().as_millis() as u64, "cell loaded");

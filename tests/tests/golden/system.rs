@@ -9,12 +9,10 @@ use conclave_attention::{
     trunk::{DeviceTrunk, TrunkSize},
 };
 use conclave_cluster::{
-    CellChoice, CellShape, ClusterView, LocalMembership, Loads, MakeMember, Member, MemberState, Membership,
+    CellChoice, CellShape, ClusterView, Loads, LocalMembership, MakeMember, Member, MemberState, Membership,
     Registration, Role, choose,
 };
-use conclave_dispatch::{
-    DispatchConfig, Dispatcher, LinkError, ModelShape, MoeLink, ShardConnector, ShardLink,
-};
+use conclave_dispatch::{DispatchConfig, Dispatcher, LinkError, ModelShape, MoeLink, ShardConnector, ShardLink};
 use conclave_expert::{ExpertConfig, ExpertService};
 use conclave_kernels::Device;
 use conclave_model::Checkpoint;
@@ -55,7 +53,8 @@ impl<D: Device> System<D> {
             let cells = choose(&choice, shape, &ClusterView::default(), &Loads::new(), usize::MAX).unwrap();
             let name = format!("expert-{index}");
             let (expert, registry) = (ExpertConfig::new(&name), Registry::new());
-            let service = ExpertService::start(expert, Arc::new(device()), checkpoint.clone(), &cells, &registry).unwrap();
+            let service =
+                ExpertService::start(expert, Arc::new(device()), checkpoint.clone(), &cells, &registry).unwrap();
             let member = Member {
                 instance: InstanceId(name.clone()),
                 role: Role::Expert,

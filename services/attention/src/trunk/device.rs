@@ -1,12 +1,14 @@
 //! The trunk on a [`Device`].
 
+use std::sync::Arc;
+
 use conclave_kernels::{Device, MlaShape, RotaryTable, activation};
-use conclave_model::{Checkpoint, ModelConfig, rotary};
+use conclave_model::{Checkpoint, ModelConfig, Progress, rotary};
 
 use super::attention::{Attention, AttentionBuffers, LayerAttention, resize};
 use super::weights::trunk_bytes;
 use super::{LayerFfn, LayerWeights, MoeRows, Segment, StepRows, Trunk, TrunkShape, TrunkWeights};
-use crate::{AttentionError, Progress};
+use crate::AttentionError;
 
 /// How much a trunk is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +21,7 @@ pub struct TrunkSize {
 
 /// Weights and latent cache on a device.
 pub struct DeviceTrunk<D: Device> {
-    device: D,
+    device: Arc<D>,
     shape: TrunkShape,
     eps: f32,
     attention: Attention,
@@ -47,20 +49,20 @@ impl<D: Device> DeviceTrunk<D> {
     /// # Errors
     /// When memory does not suffice or a tensor is refused.
     pub fn load(
-        device: D,
+        device: Arc<D>,
         checkpoint: &Checkpoint,
         size: TrunkSize,
         progress: &Progress,
     ) -> Result<Self, AttentionError> {
         let config = checkpoint.config();
-        let cache_bytes = u64::from(size.blocks) * block_bytes(&device, config);
+        let cache_bytes = u64::from(size.blocks) * block_bytes(&*device, config);
         checkpoint.check_memory(trunk_bytes(checkpoint) + cache_bytes)?;
-        let weights = TrunkWeights::load(&device, checkpoint, progress)?;
+        let weights = TrunkWeights::load(&*device, checkpoint, progress)?;
         let attention = attention(config, size.context_limit);
         let cache = device
             .new_cache(config.layers, size.blocks as usize, &attention.shape)
             .map_err(AttentionError::device("latent cache"))?;
-        let shape = shape(&device, config, size);
+        let shape = shape(&*device, config, size);
         Ok(Self { eps: config.rms_norm_eps, device, shape, attention, weights, cache, step: Step::default() })
     }
 
@@ -81,7 +83,7 @@ impl<D: Device> DeviceTrunk<D> {
         let LayerWeights { attention_norm, attention: weights, .. } = &self.weights.layers[layer];
         let Step { rows, x, normed, delta, attention: buffers, .. } = &mut self.step;
         self.device.rms_norm(x, attention_norm, self.eps, normed);
-        let mut at = LayerAttention { device: &self.device, cache: &mut self.cache, layer, weights, rows };
+        let mut at = LayerAttention { device: &*self.device, cache: &mut self.cache, layer, weights, rows };
         self.attention.run(&mut at, buffers, normed, delta);
         add(x, delta);
     }

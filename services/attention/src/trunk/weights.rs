@@ -3,9 +3,9 @@
 use conclave_kernels::{Device, Ffn, Weight};
 use conclave_model::names::{self, FfnNames, LayerNames};
 use conclave_model::sizes::Part;
-use conclave_model::{Checkpoint, ModelConfig, ModelError};
+use conclave_model::{Checkpoint, ModelConfig, ModelError, Progress};
 
-use crate::{AttentionError, Progress};
+use crate::AttentionError;
 
 /// Everything but the routed experts.
 #[derive(Debug)]

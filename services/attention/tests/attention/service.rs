@@ -237,7 +237,7 @@ fn a_service_needs_a_runtime() {
 async fn loading_reports_every_byte_of_the_trunk() {
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let sink = seen.clone();
-    let progress = conclave_attention::Progress::new(move |done, total| sink.lock().unwrap().push((done, total)));
+    let progress = conclave_model::Progress::new(move |done, total| sink.lock().unwrap().push((done, total)));
     start(|config| config.progress = progress);
     let seen = seen.lock().unwrap();
     assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 == pair[1].1));

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use async_trait::async_trait;
 use clap::Args;
-use conclave_attention::{AttentionConfig, AttentionService, CacheSize, Progress, sampler::TokenMask};
+use conclave_attention::{AttentionConfig, AttentionService, CacheSize, sampler::TokenMask};
 use conclave_dispatch::MoeLink;
 use conclave_kernels::Device;
-use conclave_model::Checkpoint;
+use conclave_model::{Checkpoint, Progress};
 use conclave_proto::{
     InstanceId,
     v1::{AttentionStatus, SequenceRequest, TokenEvent},
@@ -122,7 +122,7 @@ struct InProcess(Arc<AttentionService>);
 #[async_trait]
 impl AttentionLink for InProcess {
     async fn generate(&self, request: SequenceRequest) -> Result<BoxStream<'static, Result<TokenEvent, Error>>, Error> {
-        Ok(self.0.generate(request).await?.boxed())
+        Ok(self.0.generate(request)?.boxed())
     }
 
     async fn status(&self) -> Result<AttentionStatus, Error> {

@@ -61,4 +61,3 @@ impl ClusterLoad for DispatcherLoad {
         self.0.cell_rows().into_iter().find(|(id, _)| *id == cell).map_or(0, |(_, rows)| rows)
     }
 }
-

@@ -7,8 +7,9 @@ use conclave_cluster::MemberState;
 use conclave_dispatch::ShardLink;
 use conclave_expert::{ExpertConfig, ExpertService};
 use conclave_kernels::Device;
-use conclave_model::Checkpoint;
+use conclave_model::{Checkpoint, Progress};
 use conclave_proto::CellId;
+use conclave_serve::metrics::Startup;
 use futures::future::BoxFuture;
 use prometheus::Registry;
 use tokio::sync::watch;
@@ -39,6 +40,9 @@ impl ExpertNode {
         cells: &[CellId],
         registry: &Registry,
     ) -> Result<Self> {
+        let startup = Startup::new(registry)?;
+        let progress = Progress::new(move |done, total| startup.set("cells", done as f64 / total.max(1) as f64));
+        let config = ExpertConfig { progress, ..config };
         match device {
             AnyDevice::Reference(device) => Self::on(config, device.clone(), checkpoint, cells, registry),
             AnyDevice::Cpu(device) => Self::on(config, device.clone(), checkpoint, cells, registry),

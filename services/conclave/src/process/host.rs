@@ -94,10 +94,11 @@ impl Host {
         let listener = listener.into_std()?;
         let (close, grace) = (self.close.clone(), self.grace);
         let server = runtime.spawn(async move {
-            let listener = TcpListener::from_std(listener).map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?;
+            let listener =
+                TcpListener::from_std(listener).map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?;
             conclave_router::serve_grpc(listener, routes, close, grace).await
         });
-        self.run("dispatch server", async move { server.await? .map_err(anyhow::Error::from) });
+        self.run("dispatch server", async move { server.await?.map_err(anyhow::Error::from) });
         Ok(())
     }
 
@@ -114,7 +115,11 @@ impl Host {
     }
 
     /// Runs a server; when it breaks the process cannot go on.
-    pub fn run<E: std::fmt::Display>(&mut self, what: &'static str, server: impl Future<Output = Result<(), E>> + Send + 'static) {
+    pub fn run<E: std::fmt::Display>(
+        &mut self,
+        what: &'static str,
+        server: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
         let (readiness, stop) = (self.readiness.clone(), self.stop.clone());
         self.servers.spawn(async move {
             if let Err(error) = server.await {

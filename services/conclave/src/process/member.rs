@@ -17,7 +17,7 @@ use conclave_serve::args::ClusterArgs;
 /// # Errors
 /// When it does not answer.
 pub async fn connect(args: &ClusterArgs) -> Result<Arc<dyn Membership>> {
-    let config = EtcdConfig::new(args.etcd.clone(), args.cluster.clone(), args.lease_ttl);
+    let config = EtcdConfig::new(args.etcd.clone(), &args.cluster, args.lease_ttl);
     Ok(Arc::new(EtcdMembership::connect(config).await?))
 }
 
@@ -59,7 +59,9 @@ fn since_epoch_ms() -> u64 {
 pub fn reachable(listening: SocketAddr) -> SocketAddr {
     match listening.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => SocketAddr::new(IpAddr::from([127, 0, 0, 1]), listening.port()),
-        IpAddr::V6(ip) if ip.is_unspecified() => SocketAddr::new(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]), listening.port()),
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            SocketAddr::new(IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]), listening.port())
+        }
         _ => listening,
     }
 }

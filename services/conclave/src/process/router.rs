@@ -12,7 +12,6 @@ use conclave_router::{
     front::{ClusterLoad, GrpcAttention, NoLoad},
 };
 use conclave_serve::{
-    State,
     args::{ClusterArgs, LogArgs},
     listen, telemetry,
 };
@@ -79,7 +78,10 @@ fn dispatch_runtime(threads: usize) -> Result<Runtime> {
 async fn live(args: &RouterArgs, instance: &str, dispatch_runtime: &Runtime) -> Result<()> {
     let mut host = Host::new("router", Duration::from_secs(args.drain_timeout))?;
     let http = listen::bind(&args.front.http).await?;
-    let (public, dispatch) = (bind_if(args.role.is_front(), &args.front.grpc).await?, bind_if(args.role.hosts_dispatch(), &args.dispatch).await?);
+    let (public, dispatch) = (
+        bind_if(args.role.is_front(), &args.front.grpc).await?,
+        bind_if(args.role.hosts_dispatch(), &args.dispatch).await?,
+    );
     let listening = dispatch.as_ref().or(public.as_ref()).map(TcpListener::local_addr).transpose()?;
     let address = member::advertised(&args.cluster, listening.context("a role that listens")?)?;
     let checkpoint = args.model.open().await?;
@@ -138,5 +140,9 @@ fn serve_front(
         Some(dispatcher) => Arc::new(DispatcherLoad(dispatcher)),
         None => Arc::new(NoLoad),
     };
-    host.serve_front(args.front.service(front, load, host.readiness.clone(), host.registry.clone())?, listeners.http, listeners.grpc)
+    host.serve_front(
+        args.front.service(front, load, host.readiness.clone(), host.registry.clone())?,
+        listeners.http,
+        listeners.grpc,
+    )
 }

@@ -4,12 +4,15 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use conclave_cluster::{CellChoice, CellShape, LocalMembership, Loads, MakeMember, Member, MemberState, Membership, Registration, Role, choose};
+use conclave_cluster::{
+    CellChoice, CellShape, Loads, LocalMembership, MakeMember, Member, MemberState, Membership, Registration, Role,
+    choose,
+};
 use conclave_dispatch::{DispatchConfig, Dispatcher, ModelShape, MoeLink, ShardLink};
 use conclave_expert::ExpertConfig;
 use conclave_model::Checkpoint;
 use conclave_proto::{CellId, InstanceId};
-use conclave_router::front::{ClusterLoad, NoLoad};
+use conclave_router::front::{ClusterLoad, NoLoad, ServedModel};
 use conclave_serve::{State, args::LogArgs, listen, telemetry};
 
 use super::{
@@ -28,7 +31,9 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// Serve a model: everything in one process.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  conclave serve\n  conclave serve --model deepseek-ai/DeepSeek-V2-Lite-Chat --http 0.0.0.0:8000")]
+#[command(
+    after_help = "Examples:\n  conclave serve\n  conclave serve --model deepseek-ai/DeepSeek-V2-Lite-Chat --http 0.0.0.0:8000"
+)]
 pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
@@ -71,9 +76,10 @@ async fn live(args: &ServeArgs) -> Result<()> {
     };
     let front = args.front.front(&checkpoint, parts.membership.watch(), parts.attention.clone(), &host.registry)?;
     let load = parts.load.clone();
+    let model = front.model().clone();
     let service = args.front.service(front, load, host.readiness.clone(), host.registry.clone())?;
     host.serve_front(service, http, grpc)?;
-    greet(&checkpoint, http_address, grpc_address);
+    greet(&model, http_address, grpc_address);
 
     host.stop.cancelled().await;
     host.readiness.set(State::Draining("told to end".to_owned()));
@@ -81,16 +87,20 @@ async fn live(args: &ServeArgs) -> Result<()> {
 }
 
 /// Prints what a newcomer does next.
-fn greet(checkpoint: &Checkpoint, http: SocketAddr, grpc: SocketAddr) {
+fn greet(model: &ServedModel, http: SocketAddr, grpc: SocketAddr) {
     let (http, grpc) = (member::reachable(http), member::reachable(grpc));
-    let body = if checkpoint.has_tokenizer() {
-        format!("http://{http}/v1/chat/completions -H 'content-type: application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of France?\"}}],\"temperature\":0}}'")
+    let body = if model.text.is_some() {
+        format!(
+            "http://{http}/v1/chat/completions -H 'content-type: application/json' -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of France?\"}}],\"temperature\":0}}'"
+        )
     } else {
-        format!("http://{http}/v1/completions -H 'content-type: application/json' -d '{{\"prompt\":[1,2,3],\"max_tokens\":16}}'")
+        format!(
+            "http://{http}/v1/completions -H 'content-type: application/json' -d '{{\"prompt\":[1,2,3],\"max_tokens\":16}}'"
+        )
     };
-    println!("\n{} is ready: http://{http} (OpenAI API), http://{grpc} (gRPC). Try:\n", checkpoint.name());
+    println!("\n{} is ready: http://{http} (OpenAI API), http://{grpc} (gRPC). Try:\n", model.name);
     println!("  curl -s {body}\n");
-    if checkpoint.has_tokenizer() {
+    if model.text.is_some() {
         println!("  conclave chat --url http://{http}/v1\n");
     }
 }
@@ -113,7 +123,8 @@ impl Parts {
         if let Some(shape) = ModelShape::new(checkpoint.config()) {
             let shards = start_experts(args, host, device, checkpoint).await?;
             for shard in &shards {
-                let member = Member { cells: shard.cells.clone(), ..ready(&shard.name, Role::Expert, checkpoint, device) };
+                let member =
+                    Member { cells: shard.cells.clone(), ..ready(&shard.name, Role::Expert, checkpoint, device) };
                 registrations.push(join(&membership, member).await?);
             }
             let links = shards.into_iter().map(|shard| (InstanceId(shard.name), shard.link)).collect();

@@ -24,7 +24,7 @@ use crate::link::{MoeLink, ShardConnector};
 use crate::metrics::Metrics;
 use crate::predict::HedgeBudget;
 use crate::shape::ModelShape;
-use crate::shards::Table;
+use crate::shards::{Shard, Table};
 
 /// Runs MoE layers on the expert shards of a cluster.
 pub struct Dispatcher {
@@ -85,9 +85,16 @@ impl Dispatcher {
 
     /// How a shard does, as seen from here: `ok`, `set-aside` or `unknown`.
     pub fn health(&self, instance: &InstanceId) -> &'static str {
-        let table = self.table();
-        let shard = table.shards.iter().find(|shard| shard.instance() == instance);
-        shard.map_or("unknown", |shard| if shard.is_aside() { "set-aside" } else { "ok" })
+        self.shard(instance).map_or("unknown", |shard| if shard.is_aside() { "set-aside" } else { "ok" })
+    }
+
+    /// Rows that waited at a shard when it last answered; `None` where it is not known.
+    pub fn queued_rows(&self, instance: &InstanceId) -> Option<u32> {
+        self.shard(instance).map(|shard| shard.reported())
+    }
+
+    fn shard(&self, instance: &InstanceId) -> Option<Arc<Shard>> {
+        self.table().shards.iter().find(|shard| shard.instance() == instance).cloned()
     }
 
     /// Runs one layer.

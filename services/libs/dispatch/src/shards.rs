@@ -102,6 +102,11 @@ impl Shard {
         self.state().rate.predict(units)
     }
 
+    /// Rows that the shard said were waiting when its last answer left.
+    pub(crate) fn reported(&self) -> u32 {
+        self.state().reported
+    }
+
     pub(crate) fn is_aside(&self) -> bool {
         self.state().condition.is_aside()
     }

@@ -150,12 +150,24 @@ impl Checkpoint {
     /// # Errors
     /// [`ModelError::WeightsDoNotFit`] with both numbers.
     pub fn check_memory(&self, needed: u64) -> Result<(), ModelError> {
-        match memory::available(Path::new("/proc"), Path::new("/sys/fs/cgroup")) {
+        match available() {
             Some(left) if left.bytes < needed => {
                 Err(ModelError::WeightsDoNotFit { needed, available: left.bytes, limited_by: left.limited_by })
             }
             _ => Ok(()),
         }
+    }
+
+    /// Bytes of one cell: one group's experts of all layers. 0 where every layer is dense.
+    pub fn cell_bytes(&self) -> u64 {
+        let routed = self.tensors.values().filter(|at| at.part == Part::Routed);
+        routed.map(|at| at.bytes).sum::<u64>() / self.config.cell_groups().max(1) as u64
+    }
+
+    /// How many cells fit into the memory that is left; `usize::MAX` where nothing says how much that is.
+    pub fn cells_that_fit(&self) -> usize {
+        let fits = |left: memory::Available| left.bytes / self.cell_bytes().max(1);
+        available().map_or(usize::MAX, |left| usize::try_from(fits(left)).unwrap_or(usize::MAX))
     }
 
     fn location(&self, name: &str) -> Result<&Location, ModelError> {
@@ -181,6 +193,10 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+fn available() -> Option<memory::Available> {
+    memory::available(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
 }
 
 fn rank(name: &str, found: &[usize], expected: &'static str) -> ModelError {

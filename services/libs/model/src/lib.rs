@@ -10,6 +10,7 @@ mod json;
 mod location;
 mod memory;
 pub mod names;
+mod progress;
 mod rotary;
 pub mod sizes;
 pub mod synth;
@@ -24,6 +25,7 @@ pub use config::{BlockQuantization, ConfigError, GateMethod, ModelConfig, ModelK
 pub use error::ModelError;
 pub use generation::GenerationDefaults;
 pub use json::JsonError;
+pub use progress::Progress;
 pub use rotary::{Rotary, rotary};
 pub use tensors::TensorError;
 pub use text::{ChatMessage, Text, TextError};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use conclave_model::{ModelConfig, ModelKind};
+use conclave_model::{Checkpoint, GenerationDefaults, ModelConfig, ModelError, ModelKind};
 use conclave_proto::v1;
 
 use super::text::TextCodec;
@@ -37,7 +37,34 @@ pub struct ServedModel {
     pub text: Option<Arc<dyn TextCodec>>,
 }
 
+impl From<GenerationDefaults> for Defaults {
+    fn from(file: GenerationDefaults) -> Self {
+        let greedy = file.do_sample == Some(false);
+        Self {
+            temperature: if greedy { Some(0.0) } else { file.temperature },
+            top_p: file.top_p,
+            top_k: file.top_k,
+            repetition_penalty: file.repetition_penalty,
+            eos: file.eos,
+        }
+    }
+}
+
 impl ServedModel {
+    /// The model of a checkpoint, under the checkpoint's own name.
+    ///
+    /// # Errors
+    /// When its tokenizer, chat template or generation config is broken.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self, ModelError> {
+        Ok(Self {
+            name: checkpoint.name().to_owned(),
+            fingerprint: checkpoint.fingerprint().to_owned(),
+            config: checkpoint.config().clone(),
+            defaults: checkpoint.generation()?.into(),
+            text: checkpoint.text()?.map(|text| Arc::new(text) as Arc<dyn TextCodec>),
+        })
+    }
+
     /// The fingerprint as responses show it.
     pub fn short_fingerprint(&self) -> String {
         format!("fp_{}", self.fingerprint.chars().take(12).collect::<String>())

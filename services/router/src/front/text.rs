@@ -1,5 +1,6 @@
 //! What the front asks of a tokenizer.
 
+use conclave_model::{ChatMessage, Text, TextError};
 use conclave_proto::v1::Message;
 use conclave_serve::Error;
 
@@ -41,4 +42,33 @@ pub trait TextCodec: Send + Sync + 'static {
         text.push_str(&detokenizer.finish());
         text
     }
+}
+
+impl TextCodec for Text {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
+        Self::encode(self, text, self.adds_bos()).map_err(refused)
+    }
+
+    fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        let message = |message: &Message| ChatMessage { role: message.role.clone(), content: message.content.clone() };
+        let messages: Vec<ChatMessage> = messages.iter().map(message).collect();
+        Self::encode_chat(self, &messages).map_err(refused)
+    }
+
+    fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        Self::token_bytes(self, id)
+    }
+
+    fn piece(&self, id: u32) -> Option<String> {
+        Self::piece(self, id)
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        Self::is_special(self, id)
+    }
+}
+
+/// The tokenizer was checked when it was read: what it refuses now lies in the request.
+fn refused(error: TextError) -> Error {
+    Error::invalid(error.to_string())
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conclave_attention::trunk::{DeviceTrunk, TrunkSize};
-use conclave_attention::{AttentionConfig, AttentionService, CacheSize, Progress, TokenStream};
+use conclave_attention::{AttentionConfig, AttentionService, CacheSize, TokenStream};
 use conclave_kernels::{Cpu, Device, Pool, Reference};
-use conclave_model::Checkpoint;
+use conclave_model::{Checkpoint, Progress};
 use conclave_proto::InstanceId;
 use conclave_proto::v1::{Sampling, ScoredToken, SequenceFinished, SequenceRequest, TokenEvent, token_event::Event};
 use conclave_serve::Error;
@@ -31,12 +31,12 @@ pub(crate) struct Fixture {
     pub(crate) checkpoint: Arc<Checkpoint>,
 }
 
-pub(crate) fn reference() -> Reference {
-    Reference::new(Pool::new(2).expect("threads"))
+pub(crate) fn reference() -> Arc<Reference> {
+    Arc::new(Reference::new(Pool::new(2).expect("threads")))
 }
 
-pub(crate) fn cpu() -> Cpu {
-    Cpu::new(Pool::new(2).expect("threads"), None).expect("some instruction set")
+pub(crate) fn cpu() -> Arc<Cpu> {
+    Arc::new(Cpu::new(Pool::new(2).expect("threads"), None).expect("some instruction set"))
 }
 
 pub(crate) fn config() -> AttentionConfig {
@@ -52,7 +52,7 @@ pub(crate) fn start_shape(shape: &Shape, change: impl FnOnce(&mut AttentionConfi
     start_on(reference(), shape, change)
 }
 
-pub(crate) fn start_on<D: Device>(device: D, shape: &Shape, change: impl FnOnce(&mut AttentionConfig)) -> Fixture {
+pub(crate) fn start_on<D: Device>(device: Arc<D>, shape: &Shape, change: impl FnOnce(&mut AttentionConfig)) -> Fixture {
     let (_dir, checkpoint) = checkpoint::open(shape);
     let (experts, registry) = (Experts::new(), Registry::new());
     let mut config = config();
@@ -63,7 +63,7 @@ pub(crate) fn start_on<D: Device>(device: D, shape: &Shape, change: impl FnOnce(
 }
 
 /// The trunk alone.
-pub(crate) fn trunk<D: Device>(device: D, checkpoint: &Checkpoint, context_limit: usize) -> DeviceTrunk<D> {
+pub(crate) fn trunk<D: Device>(device: Arc<D>, checkpoint: &Checkpoint, context_limit: usize) -> DeviceTrunk<D> {
     let size = TrunkSize { blocks: context_limit.div_ceil(64) as u32, context_limit };
     DeviceTrunk::load(device, checkpoint, size, &Progress::default()).expect("loads")
 }
