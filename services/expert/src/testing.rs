@@ -1,7 +1,7 @@
 //! A small made-up layer for unit tests: four groups of two experts.
 
 use conclave_dispatch::{GateConfig, ModelShape, WeightRule};
-use conclave_kernels::{Device, Dtype, Ffn, Pool, Reference, ReferenceMatrix, Weight, activation};
+use conclave_kernels::{Device, Dtype, Ffn, Pool, Reference, Weight, activation};
 use conclave_model::{GateMethod, Scoring};
 use conclave_proto::v1::{Activation, ExpertBatch, WorkId};
 
@@ -44,7 +44,7 @@ pub(crate) fn values(seed: u64, count: usize) -> Vec<f32> {
 /// The experts' weights on the reference device.
 pub(crate) struct Weights {
     pub(crate) device: Reference,
-    pub(crate) experts: Vec<Ffn<ReferenceMatrix>>,
+    pub(crate) experts: Vec<Ffn<<Reference as Device>::Matrix>>,
 }
 
 impl Weights {

@@ -13,7 +13,7 @@ use conclave_proto::v1::SequenceRequest;
 use tokio::runtime::Handle;
 
 /// All-position logits, as bits.
-async fn all_logits(device: impl Device, checkpoint: &Arc<Checkpoint>, ids: Vec<u32>, chunk: usize) -> Vec<u32> {
+async fn all_logits(device: Arc<impl Device>, checkpoint: &Arc<Checkpoint>, ids: Vec<u32>, chunk: usize) -> Vec<u32> {
     let (checkpoint, runtime) = (Arc::clone(checkpoint), Handle::current());
     let compute = move || {
         let mut moe = MoeCaller::new(Experts::new(), runtime, 1);
