@@ -4,6 +4,8 @@
 const STICKY_US: f64 = 200.0;
 /// What one more message costs beside the work in it.
 const MESSAGE_US: f64 = 100.0;
+/// Time of a pair where no shard has done anything yet.
+const UNKNOWN_US_PER_PAIR: f64 = 20.0;
 
 /// What one layer wants of one group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +25,10 @@ pub struct Candidate {
     pub level: u8,
     /// It has another numerics id than the one preferred.
     pub foreign: bool,
-    /// What waits there already, as time.
-    pub wait_us: f64,
-    /// Time of one more pair.
-    pub us_per_pair: f64,
+    /// Pairs that wait there already.
+    pub waiting: usize,
+    /// Time of one more pair; `None` where it has done nothing yet.
+    pub us_per_pair: Option<f64>,
     /// Not to be used for this work again.
     pub tried: bool,
 }
@@ -50,12 +52,14 @@ pub struct Share {
 /// The first group that no candidate can take.
 pub fn assign(demand: &[Demand], candidates: &[Candidate], last: &[Option<usize>]) -> Result<Vec<Share>, u32> {
     let mut shares: Vec<Share> = Vec::new();
-    let mut planned = vec![0u64; candidates.len()];
+    let mut planned = vec![0usize; candidates.len()];
+    let usual = usual_us_per_pair(candidates);
     for want in demand {
         let cost = |shard: usize| {
             let candidate = &candidates[shard];
             let message = if planned[shard] == 0 { MESSAGE_US } else { 0.0 };
-            candidate.wait_us + message + (planned[shard] + u64::from(want.pairs)) as f64 * candidate.us_per_pair
+            let pairs = candidate.waiting + planned[shard] + want.pairs as usize;
+            message + pairs as f64 * candidate.us_per_pair.unwrap_or(usual)
         };
         let class = |shard: usize| (candidates[shard].level, candidates[shard].foreign);
         let able = |shard: &usize| {
@@ -73,7 +77,7 @@ pub fn assign(demand: &[Demand], candidates: &[Candidate], last: &[Option<usize>
                 && cost(*shard) <= 1.25 * cost(best) + STICKY_US
         });
         let shard = kept.unwrap_or(best);
-        planned[shard] += u64::from(want.pairs.max(1));
+        planned[shard] += want.pairs.max(1) as usize;
         match shares.iter_mut().find(|share| share.shard == shard) {
             Some(share) => share.groups.push(want.group),
             None => shares.push(Share { shard, groups: vec![want.group] }),
@@ -84,6 +88,12 @@ pub fn assign(demand: &[Demand], candidates: &[Candidate], last: &[Option<usize>
     Ok(shares)
 }
 
+/// A shard that is not known yet is expected to be like the others: neither avoided nor sought.
+fn usual_us_per_pair(candidates: &[Candidate]) -> f64 {
+    let known: Vec<f64> = candidates.iter().filter_map(|candidate| candidate.us_per_pair).collect();
+    if known.is_empty() { UNKNOWN_US_PER_PAIR } else { known.iter().sum::<f64>() / known.len() as f64 }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -92,7 +102,7 @@ mod tests {
 
     fn shard(groups: &[u32]) -> Candidate {
         let holds = (0..8).map(|g| groups.contains(&g)).collect();
-        Candidate { holds, level: 0, foreign: false, wait_us: 0.0, us_per_pair: 1.0, tried: false }
+        Candidate { holds, level: 0, foreign: false, waiting: 0, us_per_pair: Some(1.0), tried: false }
     }
 
     fn demand(groups: &[u32]) -> Vec<Demand> {
@@ -113,7 +123,7 @@ mod tests {
     #[test]
     fn large_work_is_spread() {
         let mut shards = [shard(&[0, 1]), shard(&[0, 1])];
-        shards.iter_mut().for_each(|s| s.us_per_pair = 1000.0);
+        shards.iter_mut().for_each(|s| s.us_per_pair = Some(1000.0));
         let shares = assign(&demand(&[0, 1]), &shards, &[]).unwrap();
         assert_ne!(owner(&shares, 0), owner(&shares, 1));
     }
@@ -121,9 +131,9 @@ mod tests {
     #[test]
     fn the_last_replica_is_kept_until_another_is_clearly_faster() {
         let mut shards = [shard(&[0]), shard(&[0])];
-        shards[1].wait_us = 150.0;
+        shards[1].waiting = 150;
         assert_eq!(owner(&assign(&demand(&[0]), &shards, &[Some(1)]).unwrap(), 0), 1);
-        shards[1].wait_us = 5000.0;
+        shards[1].waiting = 5000;
         assert_eq!(owner(&assign(&demand(&[0]), &shards, &[Some(1)]).unwrap(), 0), 0);
     }
 
@@ -132,12 +142,24 @@ mod tests {
         let mut shards = [shard(&[0]), shard(&[0]), shard(&[0])];
         shards[0].level = 1;
         shards[1].foreign = true;
-        shards[2].wait_us = 10_000.0;
+        shards[2].waiting = 10_000;
         assert_eq!(owner(&assign(&demand(&[0]), &shards, &[]).unwrap(), 0), 2);
         shards[2].tried = true;
         assert_eq!(owner(&assign(&demand(&[0]), &shards, &[Some(2)]).unwrap(), 0), 1);
         shards[1].tried = true;
         assert_eq!(owner(&assign(&demand(&[0]), &shards, &[]).unwrap(), 0), 0);
+    }
+
+    #[test]
+    fn a_shard_that_has_done_nothing_is_taken_for_one_like_the_others() {
+        let mut shards = [shard(&[0]), shard(&[0])];
+        for us_per_pair in [1.0, 1000.0] {
+            (shards[0].us_per_pair, shards[1].us_per_pair) = (Some(us_per_pair), None);
+            assert_eq!(owner(&assign(&demand(&[0]), &shards, &[]).unwrap(), 0), 0, "not sought");
+            shards[0].waiting = 1000;
+            assert_eq!(owner(&assign(&demand(&[0]), &shards, &[]).unwrap(), 0), 1, "not avoided");
+            shards[0].waiting = 0;
+        }
     }
 
     #[test]
@@ -149,12 +171,12 @@ mod tests {
         #[test]
         fn each_group_has_one_holder(
             held in proptest::collection::vec(proptest::collection::vec(any::<bool>(), 8), 1..6),
-            waits in proptest::collection::vec(0f64..1e6, 6),
+            waits in proptest::collection::vec(0usize..1_000_000, 6),
             levels in proptest::collection::vec(0u8..3, 6),
             wanted in proptest::collection::vec(any::<bool>(), 8),
         ) {
             let shards: Vec<Candidate> = held.iter().enumerate().map(|(i, holds)| Candidate {
-                holds: holds.clone(), level: levels[i], foreign: i % 2 == 1, wait_us: waits[i], us_per_pair: 3.0,
+                holds: holds.clone(), level: levels[i], foreign: i % 2 == 1, waiting: waits[i], us_per_pair: Some(3.0),
                 tried: false,
             }).collect();
             let groups: Vec<u32> = (0..8).filter(|g| wanted[*g as usize]).collect();

@@ -14,8 +14,6 @@ const EXPERT_UNITS: f64 = 8.0;
 const BYTES_PER_UNIT: f64 = 16_384.0;
 /// A hang is declared after this long where nothing has been learnt yet.
 const UNKNOWN_HANG: Duration = Duration::from_secs(5);
-/// Time of a pair where nothing has been learnt yet.
-const UNKNOWN_US_PER_PAIR: f64 = 20.0;
 
 /// Size of a piece of work, for comparing with others at the same shard.
 pub(crate) fn units(pairs: usize, experts: usize, bytes: usize) -> f64 {
@@ -43,9 +41,9 @@ impl Rate {
         (self.samples >= TRUSTED_SAMPLES).then(|| Duration::from_secs_f64(self.us / self.units * units / 1e6))
     }
 
-    /// Time of one more (row, expert) pair in µs.
-    pub(crate) fn us_per_pair(&self) -> f64 {
-        if self.samples == 0 { UNKNOWN_US_PER_PAIR } else { self.us / self.units }
+    /// Time of one more (row, expert) pair in µs, once anything is known.
+    pub(crate) fn us_per_pair(&self) -> Option<f64> {
+        (self.samples > 0).then(|| self.us / self.units)
     }
 }
 

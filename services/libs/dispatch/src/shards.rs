@@ -87,13 +87,12 @@ impl Shard {
     pub(crate) fn candidate(&self, preferred: &str, tried: bool, now: Instant) -> Candidate {
         let state = self.state();
         let waiting = state.outstanding.max(state.reported as usize);
-        let us_per_pair = state.rate.us_per_pair();
         Candidate {
             holds: self.holds.clone(),
             level: state.condition.level(now.into_std()).max(u8::from(state.unverified)),
             foreign: self.member.numerics != preferred,
-            wait_us: waiting as f64 * us_per_pair,
-            us_per_pair,
+            waiting,
+            us_per_pair: state.rate.us_per_pair(),
             tried: tried || state.gone,
         }
     }
