@@ -10,6 +10,9 @@ use conclave_tests::{binary, demo_model};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// Of the demo checkpoint.
+const LAYERS: u64 = 6;
+
 fn copy() -> TempDir {
     let dir = TempDir::new().unwrap();
     for file in fs::read_dir(demo_model()).unwrap() {
@@ -107,7 +110,9 @@ fn configs_that_are_no_configs() {
 #[test]
 fn tensors_that_do_not_fit_the_config() {
     let gate = "model.layers.3.mlp.gate.weight";
-    refused(&with_header(|h| drop(h.remove(gate))), &[gate]);
+    let layers = |more: u64| move |config: &mut Value| config["num_hidden_layers"] = json!(LAYERS + more);
+    refused(&with_config(layers(1)), &["model.layers.6.", "missing"]);
+    refused(&with_header(|h| drop(h.remove(gate))), &["gap"]);
     refused(&with_header(|h| h[gate]["shape"] = json!([256, 32])), &[gate, "256"]);
     refused(&with_header(|h| h[gate]["dtype"] = json!("F16")), &[gate, "F16"]);
     refused(&with_header(|h| h[gate]["dtype"] = json!("F99")), &["F99"]);
@@ -137,6 +142,8 @@ fn files_that_are_cut_short_or_listed_wrongly() {
     fs::write(&path, [&u64::MAX.to_le_bytes()[..], &bytes[8..]].concat()).unwrap();
     refused(&dir, &["model.safetensors"]);
 
+    fs::remove_file(&path).unwrap();
+    refused(&dir, &["model.safetensors", "model.safetensors.index.json"]);
     fs::write(dir.path().join("model.safetensors.index.json"), "[1, 2").unwrap();
     refused(&dir, &["model.safetensors.index.json"]);
     let index = json!({"weight_map": {"model.norm.weight": "model-00001-of-000002.safetensors"}});

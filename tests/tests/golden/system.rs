@@ -4,7 +4,6 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use conclave_attention::{
-    Progress,
     forward::{self, MoeCaller},
     trunk::{DeviceTrunk, TrunkSize},
 };
@@ -15,7 +14,7 @@ use conclave_cluster::{
 use conclave_dispatch::{DispatchConfig, Dispatcher, LinkError, ModelShape, MoeLink, ShardConnector, ShardLink};
 use conclave_expert::{ExpertConfig, ExpertService};
 use conclave_kernels::Device;
-use conclave_model::Checkpoint;
+use conclave_model::{Checkpoint, Progress};
 use conclave_proto::InstanceId;
 use prometheus::Registry;
 use tokio::runtime::Handle;
@@ -42,7 +41,7 @@ impl ShardConnector for LocalShards {
 
 impl<D: Device> System<D> {
     /// Loads a checkpoint with its experts over `of` shards.
-    pub async fn start(dir: &Path, device: fn() -> D, of: u32) -> Self {
+    pub async fn start(dir: &Path, device: fn() -> Arc<D>, of: u32) -> Self {
         let checkpoint = Arc::new(Checkpoint::open(dir.to_str().unwrap()).unwrap());
         let config = checkpoint.config();
         let membership = LocalMembership::new("test");
@@ -53,8 +52,7 @@ impl<D: Device> System<D> {
             let cells = choose(&choice, shape, &ClusterView::default(), &Loads::new(), usize::MAX).unwrap();
             let name = format!("expert-{index}");
             let (expert, registry) = (ExpertConfig::new(&name), Registry::new());
-            let service =
-                ExpertService::start(expert, Arc::new(device()), checkpoint.clone(), &cells, &registry).unwrap();
+            let service = ExpertService::start(expert, device(), checkpoint.clone(), &cells, &registry).unwrap();
             let member = Member {
                 instance: InstanceId(name.clone()),
                 role: Role::Expert,
