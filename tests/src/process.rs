@@ -104,6 +104,18 @@ impl Process {
         }
     }
 
+    /// Waits until it has printed `text`.
+    pub async fn wait_log(&self, text: &str, limit: Duration) -> Result<()> {
+        let start = Instant::now();
+        while !self.log().contains(text) {
+            if start.elapsed() > limit {
+                bail!("{} has not printed {text:?} after {limit:?}; its log:\n{}", self.name, self.log());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
     /// Processor time used so far, user and system.
     pub fn cpu_time(&self) -> Result<Duration> {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;

@@ -47,6 +47,7 @@ async fn any_expert_may_be_killed_mid_stream() {
     let expected = undisturbed().await;
     for victim in 0..4 {
         let mut cluster = Cluster::start(replicated()).await.unwrap();
+        cluster.wait_members("expert", 4).await.unwrap();
         let view = cluster.client().await.unwrap().cluster().await.unwrap();
         assert_eq!(replicas(&view), vec![2; 8], "{view:#?}");
         let found = stream_through(&mut cluster, async |c| c.experts[victim].kill().unwrap()).await;
@@ -58,6 +59,7 @@ async fn any_expert_may_be_killed_mid_stream() {
 async fn a_stopped_expert_does_not_hang_a_stream() {
     let expected = undisturbed().await;
     let mut cluster = Cluster::start(replicated()).await.unwrap();
+    cluster.wait_members("expert", 4).await.unwrap();
     let found = stream_through(&mut cluster, async |c| c.experts[1].signal("STOP").unwrap()).await;
     cluster.experts[1].signal("CONT").unwrap();
     assert_eq!(expected, found);

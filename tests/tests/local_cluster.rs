@@ -28,6 +28,7 @@ async fn the_local_cluster_script_serves_and_cleans_up() {
     ];
     let mut script = Process::spawn(dir.path(), "local-cluster", Path::new("sh"), &args).unwrap();
     script.wait_ready(&format!("http://{http}/readyz"), Duration::from_secs(60)).await.unwrap();
+    script.wait_log("Ctrl-C stops it all", Duration::from_secs(30)).await.unwrap();
 
     let client = Client::connect(&format!("http://{grpc}")).await.unwrap();
     let answer = client.generate(greedy(chat("What is the capital of France?"), 30)).await.unwrap();

@@ -64,7 +64,7 @@ fn holds(member: &Member, group: usize) -> bool {
 }
 
 /// The public view. Attention replicas are asked for their load, all at once.
-pub(super) async fn report(replicas: &Replicas, load: &dyn ClusterLoad) -> v1::Cluster {
+pub(super) async fn report(replicas: &Replicas, fingerprint: &str, load: &dyn ClusterLoad) -> v1::Cluster {
     let view = replicas.view();
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis());
     let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
@@ -80,7 +80,7 @@ pub(super) async fn report(replicas: &Replicas, load: &dyn ClusterLoad) -> v1::C
         name: view.cluster.clone(),
         coordinator_reachable: view.reachable,
         members: members.await,
-        cells: cells(&view, load),
+        cells: cells(&view, fingerprint, load),
     }
 }
 
@@ -117,10 +117,10 @@ fn describe(member: &Member, now_ms: u64, load: Option<u32>, health: Option<Stri
     }
 }
 
-/// Every cell that somebody claims, with its replicas.
-fn cells(view: &ClusterView, load: &dyn ClusterLoad) -> Vec<v1::CellReplicas> {
+/// Every cell that a member of this checkpoint claims, with its replicas.
+fn cells(view: &ClusterView, fingerprint: &str, load: &dyn ClusterLoad) -> Vec<v1::CellReplicas> {
     let mut cells: BTreeMap<CellId, Vec<String>> = BTreeMap::new();
-    for member in &view.members {
+    for member in view.members.iter().filter(|member| member.fingerprint == fingerprint) {
         for &cell in &member.cells {
             cells.entry(cell).or_default().push(member.instance.0.clone());
         }

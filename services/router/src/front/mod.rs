@@ -244,7 +244,7 @@ impl Front {
 
     /// The cluster as this front sees it.
     pub async fn cluster(&self, load: &dyn ClusterLoad) -> v1::Cluster {
-        cluster::report(&self.replicas, load).await
+        cluster::report(&self.replicas, &self.model.fingerprint, load).await
     }
 
     /// A receiver of cluster changes: readiness may differ after each.
