@@ -108,6 +108,16 @@ async fn a_late_expert_joins_and_takes_traffic_and_a_drained_one_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_drained_router_finishes_its_streams_and_ends() {
+    let expected = undisturbed().await;
+    let mut cluster = Cluster::start(ClusterSpec::even(2)).await.unwrap();
+    let found = stream_through(&mut cluster, async |c| c.router.signal("TERM").unwrap()).await;
+    assert_eq!(expected, found);
+    let status = cluster.router.wait_exit(Duration::from_secs(5)).unwrap();
+    assert!(status.success(), "{status}\n{}", cluster.router.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn four_auto_experts_started_together_cover_all_cells_evenly() {
     let spec = ClusterSpec { experts: vec!["--cells=auto:2".into(); 4], ..ClusterSpec::default() };
     let cluster = Cluster::start(spec).await.unwrap();

@@ -23,6 +23,7 @@ use support::{ALL, batch, cells, checkpoint, dispatch, input, member, reference,
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,7 +67,11 @@ fn serve_shard(service: &Arc<ExpertService<Reference>>) -> Running {
 }
 
 fn serve_router(dispatcher: Arc<Dispatcher>) -> Running {
-    run(move |incoming| Server::builder().add_service(serve_dispatch(dispatcher)).serve_with_incoming(incoming))
+    run(move |incoming| {
+        Server::builder()
+            .add_service(serve_dispatch(dispatcher, CancellationToken::new()))
+            .serve_with_incoming(incoming)
+    })
 }
 
 fn dispatcher(checkpoint: &Checkpoint, membership: &LocalMembership) -> Arc<Dispatcher> {

@@ -1,6 +1,6 @@
 //! What every service process does around its service: signals, the admin page, the gRPC server, an orderly end.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use anyhow::Result;
 use clap::Args;
@@ -40,11 +40,27 @@ pub struct Host {
     pub registry: Registry,
     /// Cancelled by the first SIGINT or SIGTERM.
     pub stop: CancellationToken,
-    /// Ends the servers: after the service has drained.
-    pub close: CancellationToken,
-    /// What calls under way get to end after [`Self::close`].
+    /// What calls under way get to end once their server is told to.
     grace: Duration,
-    servers: JoinSet<()>,
+    /// For clients and peers.
+    outer: Servers,
+    /// What the outer ones need: ends after them.
+    inner: Servers,
+}
+
+/// Servers that end together.
+#[derive(Default)]
+struct Servers {
+    close: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Servers {
+    async fn end(&mut self, limit: Duration) {
+        self.close.cancel();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(limit, all).await;
+    }
 }
 
 impl Host {
@@ -57,9 +73,9 @@ impl Host {
             readiness: Readiness::starting("opening the checkpoint"),
             registry: super::metrics::registry(service)?,
             stop: shutdown::on(shutdown::signals()?, |signal: Signal| shutdown::exit(signal)),
-            close: CancellationToken::new(),
             grace,
-            servers: JoinSet::new(),
+            outer: Servers::default(),
+            inner: Servers::default(),
         })
     }
 
@@ -77,28 +93,34 @@ impl Host {
     /// Serves the admin page on a listener.
     pub fn serve_admin_on(&mut self, listener: TcpListener) {
         let router = admin::router(self.readiness.clone(), self.registry.clone());
-        let close = self.close.clone();
+        let close = self.outer.close.clone();
         self.run("admin page", async move { admin::serve(listener, router, close).await });
     }
 
     /// Serves gRPC from now on.
     pub fn serve_grpc(&mut self, listener: TcpListener, routes: Routes) {
-        self.run("gRPC server", conclave_router::serve_grpc(listener, routes, self.close.clone(), self.grace));
+        self.run("gRPC server", conclave_router::serve_grpc(listener, routes, self.outer.close.clone(), self.grace));
     }
 
-    /// Serves gRPC on a runtime of its own.
+    /// Cancelled when the requests of this process are done and the servers they needed may end.
+    pub fn inner_close(&self) -> CancellationToken {
+        self.inner.close.clone()
+    }
+
+    /// Serves gRPC on a runtime of its own, until the requests of this process are done.
     ///
     /// # Errors
     /// When the listener cannot be moved there.
-    pub fn serve_grpc_on(&mut self, runtime: &Handle, listener: TcpListener, routes: Routes) -> Result<()> {
+    pub fn serve_inner_grpc(&mut self, runtime: &Handle, listener: TcpListener, routes: Routes) -> Result<()> {
         let listener = listener.into_std()?;
-        let (close, grace) = (self.close.clone(), self.grace);
+        let (close, grace) = (self.inner.close.clone(), SERVER_GRACE);
         let server = runtime.spawn(async move {
             let listener =
                 TcpListener::from_std(listener).map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?;
             conclave_router::serve_grpc(listener, routes, close, grace).await
         });
-        self.run("dispatch server", async move { server.await?.map_err(anyhow::Error::from) });
+        let watched = self.watched("dispatch server", async move { server.await?.map_err(anyhow::Error::from) });
+        self.inner.tasks.spawn(watched);
         Ok(())
     }
 
@@ -108,31 +130,43 @@ impl Host {
     /// When the service descriptions cannot be read.
     pub fn serve_front(&mut self, service: RouterService, http: TcpListener, grpc: TcpListener) -> Result<()> {
         self.serve_grpc(grpc, service.grpc()?);
-        self.run("HTTP server", conclave_router::serve_http(http, service.http(), self.close.clone(), self.grace));
+        self.run(
+            "HTTP server",
+            conclave_router::serve_http(http, service.http(), self.outer.close.clone(), self.grace),
+        );
         let (readiness, stop) = (self.readiness.clone(), self.stop.clone());
         tokio::spawn(conclave_router::follow_readiness(service.front, readiness, stop));
         Ok(())
     }
 
-    /// Runs a server; when it breaks the process cannot go on.
-    pub fn run<E: std::fmt::Display>(
-        &mut self,
+    fn run<E: Display>(&mut self, what: &'static str, server: impl Future<Output = Result<(), E>> + Send + 'static) {
+        let watched = self.watched(what, server);
+        self.outer.tasks.spawn(watched);
+    }
+
+    /// A server without which the process cannot go on.
+    fn watched<E: Display>(
+        &self,
         what: &'static str,
         server: impl Future<Output = Result<(), E>> + Send + 'static,
-    ) {
+    ) -> impl Future<Output = ()> + Send + 'static {
         let (readiness, stop) = (self.readiness.clone(), self.stop.clone());
-        self.servers.spawn(async move {
+        async move {
             if let Err(error) = server.await {
                 fail(&readiness, &stop, format!("{what}: {error}"));
             }
-        });
+        }
+    }
+
+    /// Ends the servers for clients and peers, and waits until the requests under way are done.
+    pub async fn end_requests(&mut self) {
+        self.outer.end(self.grace + SERVER_GRACE).await;
     }
 
     /// Ends the servers and waits for them; fails if the process ended because it could not go on.
     pub async fn end(mut self) -> Result<()> {
-        self.close.cancel();
-        let all = async { while self.servers.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(self.grace + SERVER_GRACE, all).await;
+        self.end_requests().await;
+        self.inner.end(2 * SERVER_GRACE).await;
         match self.readiness.state() {
             State::Failed(reason) => anyhow::bail!(reason),
             _ => Ok(()),

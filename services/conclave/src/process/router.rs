@@ -90,7 +90,8 @@ async fn live(args: &RouterArgs, instance: &str, dispatch_runtime: &Runtime) -> 
     let dispatcher = dispatch.is_some().then(|| dispatcher(&checkpoint, &*membership, &host.registry)).flatten();
     if let (Some(listener), Some(dispatcher)) = (dispatch, &dispatcher) {
         let _inside = dispatch_runtime.enter();
-        host.serve_grpc_on(dispatch_runtime.handle(), listener, dispatch_routes(serve_dispatch(dispatcher.clone())))?;
+        let routes = dispatch_routes(serve_dispatch(dispatcher.clone(), host.inner_close()));
+        host.serve_inner_grpc(dispatch_runtime.handle(), listener, routes)?;
     }
     let record = Member {
         hosts_dispatch: dispatcher.is_some(),
@@ -106,7 +107,8 @@ async fn live(args: &RouterArgs, instance: &str, dispatch_runtime: &Runtime) -> 
     tracing::info!(instance, role = %args.role, "registered");
 
     host.stop.cancelled().await;
-    host::leave(&host.readiness, &*registration, async {}, Duration::ZERO).await;
+    let (readiness, limit) = (host.readiness.clone(), Duration::from_secs(args.drain_timeout) + host::SERVER_GRACE);
+    host::leave(&readiness, &*registration, host.end_requests(), limit).await;
     host.end().await
 }
 

@@ -123,8 +123,8 @@ impl RemoteDispatch {
         let mut slot = self.stream.lock().await;
         let view = self.view.borrow().clone();
         if let Some(stream) = slot.as_ref() {
-            let leaving = view.members.iter().any(|m| m.instance == stream.router && m.state == MemberState::Leaving);
-            if stream.pending.closed().is_none() && !leaving && !failed.contains(&stream.router) {
+            if stream.pending.closed().is_none() && !failed.contains(&stream.router) && !replaced(&view, &stream.router)
+            {
                 return Ok(Some(stream.clone()));
             }
             *slot = None;
@@ -197,12 +197,21 @@ fn finish(mut output: MoeOutput) -> Result<MoeOutput, Error> {
 }
 
 /// Of the routers that host dispatch, the one with the highest hash for this caller: callers spread over the routers, and
-/// each keeps its own while the others come and go.
+/// each keeps its own while the others come and go. One that is leaving comes last: it serves until its own requests are
+/// done.
 fn choose<'a>(view: &'a ClusterView, caller: u64, failed: &[InstanceId]) -> Option<&'a Member> {
-    let able = |m: &&Member| {
-        m.role == Role::Router && m.hosts_dispatch && m.state == MemberState::Ready && !failed.contains(&m.instance)
-    };
-    view.members.iter().filter(able).max_by_key(|m| (rendezvous(caller, &m.instance.0), &m.instance.0))
+    let able = hosts(view).filter(|m| m.state != MemberState::Loading && !failed.contains(&m.instance));
+    able.max_by_key(|m| (m.state == MemberState::Ready, rendezvous(caller, &m.instance.0), &m.instance.0))
+}
+
+/// Whether a router is on its way out and another one is there.
+fn replaced(view: &ClusterView, router: &InstanceId) -> bool {
+    hosts(view).any(|m| m.instance == *router && m.state == MemberState::Leaving)
+        && hosts(view).any(|m| m.state == MemberState::Ready)
+}
+
+fn hosts(view: &ClusterView) -> impl Iterator<Item = &Member> {
+    view.members.iter().filter(|m| m.role == Role::Router && m.hosts_dispatch)
 }
 
 /// FNV-1a over the caller and the name.

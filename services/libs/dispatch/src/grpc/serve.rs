@@ -8,6 +8,7 @@ use conclave_proto::{FINGERPRINT_HEADER, MAX_MESSAGE_BYTES};
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::channel::QUEUE;
@@ -19,11 +20,13 @@ const LAYERS_AT_ONCE: usize = 32;
 /// The Dispatch service over one dispatcher.
 pub struct DispatchService {
     dispatcher: Arc<Dispatcher>,
+    stop: CancellationToken,
 }
 
-/// A gRPC server for `dispatcher`.
-pub fn serve_dispatch(dispatcher: Arc<Dispatcher>) -> DispatchServer<DispatchService> {
-    DispatchServer::new(DispatchService { dispatcher })
+/// A gRPC server for `dispatcher`. Once `stop` is cancelled its streams take no more layers and end after the answers to
+/// those that are under way; callers then repeat what was not answered on another router.
+pub fn serve_dispatch(dispatcher: Arc<Dispatcher>, stop: CancellationToken) -> DispatchServer<DispatchService> {
+    DispatchServer::new(DispatchService { dispatcher, stop })
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
@@ -40,7 +43,7 @@ impl Dispatch for DispatchService {
             return Err(Status::failed_precondition(message));
         }
         let (outgoing, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(serve_stream(self.dispatcher.clone(), request.into_inner(), outgoing));
+        tokio::spawn(serve_stream(self.dispatcher.clone(), request.into_inner(), outgoing, self.stop.clone()));
         Ok(Response::new(ReceiverStream::new(queue)))
     }
 }
@@ -50,6 +53,7 @@ async fn serve_stream(
     dispatcher: Arc<Dispatcher>,
     mut inputs: Streaming<MoeInput>,
     outgoing: mpsc::Sender<Result<MoeOutput, Status>>,
+    stop: CancellationToken,
 ) {
     let mut layers = FuturesUnordered::new();
     let mut open = true;
@@ -65,6 +69,7 @@ async fn serve_stream(
                     return;
                 }
             }
+            () = stop.cancelled(), if open => open = false,
             () = outgoing.closed() => return,
         }
     }
