@@ -107,7 +107,7 @@ pub(crate) fn spoil(batch: &mut ExpertBatch, field: usize, value: u32, at: usize
         4 => batch.x = batch.x.slice(..at.min(batch.x.len())),
         5 => put(&mut batch.groups, small, at),
         6 => put(&mut batch.experts, small, at),
-        7 => put(&mut batch.counts, if at % 2 == 0 { value } else { small }, at),
+        7 => put(&mut batch.counts, if at.is_multiple_of(2) { value } else { small }, at),
         8 => put(&mut batch.row_index, small, at),
         9 => batch.weights.truncate(at),
         10 => batch.weights.iter_mut().take(1).for_each(|weight| *weight = f32::from_bits(value)),

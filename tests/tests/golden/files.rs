@@ -6,39 +6,39 @@ use conclave_tests::root;
 use safetensors::SafeTensors;
 
 /// One tiny checkpoint.
-pub struct Case {
+pub(crate) struct Case {
     /// Folder name.
-    pub name: String,
+    pub(crate) name: String,
     /// Folder.
-    pub dir: PathBuf,
+    pub(crate) dir: PathBuf,
     /// Width of the logits.
-    pub vocab: usize,
+    pub(crate) vocab: usize,
     /// Its sequences.
-    pub sequences: Vec<Sequence>,
+    pub(crate) sequences: Vec<Sequence>,
 }
 
 /// One sequence with what transformers computed for it.
-pub struct Sequence {
+pub(crate) struct Sequence {
     /// Token ids.
-    pub ids: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
     /// `[T, vocab]`
-    pub logits: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
     /// By absolute layer: chosen experts `[T, K]`, empty where the layer is dense.
-    pub experts: Vec<Vec<u32>>,
+    pub(crate) experts: Vec<Vec<u32>>,
 }
 
 /// A sequence of the demo checkpoint.
-pub struct Demo {
+pub(crate) struct Demo {
     /// Token ids.
-    pub ids: Vec<u32>,
+    pub(crate) ids: Vec<u32>,
     /// First position of `logits`.
-    pub start: usize,
+    pub(crate) start: usize,
     /// `[T - start, vocab]`
-    pub logits: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
     /// The likeliest next token after each position.
-    pub argmax: Vec<usize>,
+    pub(crate) argmax: Vec<usize>,
     /// Log probability of the actual next token.
-    pub logprob: Vec<f32>,
+    pub(crate) logprob: Vec<f32>,
 }
 
 fn fixtures() -> PathBuf {
@@ -46,7 +46,7 @@ fn fixtures() -> PathBuf {
 }
 
 /// All cases, by name.
-pub fn cases() -> Vec<Case> {
+pub(crate) fn cases() -> Vec<Case> {
     let mut dirs: Vec<PathBuf> = fs::read_dir(fixtures().join("golden")).unwrap().map(|e| e.unwrap().path()).collect();
     dirs.sort();
     assert!(dirs.len() >= 8, "{dirs:?}");
@@ -68,7 +68,7 @@ fn sequence(golden: &SafeTensors<'_>, i: usize) -> Option<Sequence> {
 }
 
 /// The demo checkpoint's sequences.
-pub fn demo_sequences() -> Vec<Demo> {
+pub(crate) fn demo_sequences() -> Vec<Demo> {
     let bytes = fs::read(fixtures().join("golden-demo/golden.safetensors")).unwrap();
     let golden = SafeTensors::deserialize(&bytes).unwrap();
     let demo = |i: usize| {

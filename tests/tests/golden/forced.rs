@@ -11,7 +11,7 @@ use conclave_serve::Error;
 use crate::{files::Sequence, system::System};
 
 /// See above. The one shard holds all cells.
-pub struct Forced {
+pub(crate) struct Forced {
     shard: Arc<dyn ShardLink>,
     experts: Vec<Vec<u32>>,
     groups: u32,
@@ -21,15 +21,15 @@ pub struct Forced {
 
 impl Forced {
     /// For one sequence, to be run in one chunk.
-    pub fn new<D: Device>(system: &System<D>, sequence: &Sequence) -> Arc<dyn MoeLink> {
+    pub(crate) fn new<D: Device>(system: &System<D>, sequence: &Sequence) -> Self {
         let config = system.checkpoint().config();
-        Arc::new(Self {
+        Self {
             shard: system.shard(),
             experts: sequence.experts.clone(),
             groups: u32::try_from(config.cell_groups()).unwrap(),
             top_k: config.experts_per_token,
             scale: config.routed_scaling_factor,
-        })
+        }
     }
 
     fn batch(&self, input: &MoeInput) -> ExpertBatch {

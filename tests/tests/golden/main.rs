@@ -125,7 +125,7 @@ async fn cpu_device_with_forced_experts() {
         let mut system = System::start(&case.dir, cpu, 1).await;
         let mut agreement = Agreement::new();
         for sequence in &case.sequences {
-            let forced = Forced::new(&system, sequence);
+            let forced = Arc::new(Forced::new(&system, sequence));
             let found = system.logits_by(forced, &sequence.ids).await;
             agreement.add(&found, &sequence.logits, case.vocab);
             all.add(&found, &sequence.logits, case.vocab);

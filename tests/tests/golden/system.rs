@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use crate::files::Case;
 
 /// Everything it takes to run a sequence.
-pub struct System<D: Device> {
+pub(crate) struct System<D: Device> {
     trunk: Option<DeviceTrunk<D>>,
     dispatch: Arc<dyn MoeLink>,
     shards: Vec<Arc<dyn ShardLink>>,
@@ -41,7 +41,7 @@ impl ShardConnector for LocalShards {
 
 impl<D: Device> System<D> {
     /// Loads a checkpoint with its experts over `of` shards.
-    pub async fn start(dir: &Path, device: fn() -> Arc<D>, of: u32) -> Self {
+    pub(crate) async fn start(dir: &Path, device: fn() -> Arc<D>, of: u32) -> Self {
         let checkpoint = Arc::new(Checkpoint::open(dir.to_str().unwrap()).unwrap());
         let config = checkpoint.config();
         let membership = LocalMembership::new("test");
@@ -83,42 +83,42 @@ impl<D: Device> System<D> {
     }
 
     /// Sends layers elsewhere from now on.
-    pub fn dispatch_by(&mut self, link: Arc<dyn MoeLink>) {
+    pub(crate) fn dispatch_by(&mut self, link: Arc<dyn MoeLink>) {
         self.dispatch = link;
     }
 
     /// Fingerprint of the checkpoint.
-    pub fn fingerprint(&self) -> &str {
+    pub(crate) fn fingerprint(&self) -> &str {
         self.checkpoint.fingerprint()
     }
 
     /// Width of the logits.
-    pub fn vocab(&self) -> usize {
+    pub(crate) fn vocab(&self) -> usize {
         self.checkpoint.config().vocab
     }
 
     /// The checkpoint.
-    pub fn checkpoint(&self) -> &Arc<Checkpoint> {
+    pub(crate) fn checkpoint(&self) -> &Arc<Checkpoint> {
         &self.checkpoint
     }
 
     /// A shard; the only one if the system was started with one.
-    pub fn shard(&self) -> Arc<dyn ShardLink> {
+    pub(crate) fn shard(&self) -> Arc<dyn ShardLink> {
         self.shards[0].clone()
     }
 
     /// Logits `[T, vocab]` of all positions, in chunks.
-    pub async fn logits(&mut self, ids: &[u32], chunk: usize) -> Vec<f32> {
+    pub(crate) async fn logits(&mut self, ids: &[u32], chunk: usize) -> Vec<f32> {
         self.run(self.dispatch.clone(), ids, chunk).await
     }
 
     /// The same in one chunk, with another link to the experts.
-    pub async fn logits_by(&mut self, link: Arc<dyn MoeLink>, ids: &[u32]) -> Vec<f32> {
+    pub(crate) async fn logits_by(&mut self, link: Arc<dyn MoeLink>, ids: &[u32]) -> Vec<f32> {
         self.run(link, ids, ids.len()).await
     }
 
     /// Logits of the longest sequence of a case.
-    pub async fn last_logits(&mut self, case: &Case) -> Vec<f32> {
+    pub(crate) async fn last_logits(&mut self, case: &Case) -> Vec<f32> {
         let ids = &case.sequences.last().unwrap().ids;
         self.logits(ids, ids.len()).await
     }

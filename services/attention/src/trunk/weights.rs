@@ -102,6 +102,9 @@ pub(crate) fn trunk_bytes(checkpoint: &Checkpoint) -> u64 {
     checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed).map(|tensor| tensor.bytes).sum()
 }
 
+/// Per head `UKᵀ`, and per head `UV`.
+type KeysAndValues<M> = (Vec<M>, Vec<M>);
+
 struct Loader<'a, D> {
     device: &'a D,
     checkpoint: &'a Checkpoint,
@@ -137,7 +140,7 @@ impl<D: Device> Loader<'_, D> {
     }
 
     /// `[n · (dn + dv), r]` → per head the key part, transposed, and the value part (MODEL §2, row layouts).
-    fn split_heads(&mut self, name: &str) -> Result<(Vec<D::Matrix>, Vec<D::Matrix>), AttentionError> {
+    fn split_heads(&mut self, name: &str) -> Result<KeysAndValues<D::Matrix>, AttentionError> {
         let (heads, nope, value) = (self.config().heads, self.config().qk_nope, self.config().v_head);
         let whole = self.checkpoint.weight(name)?;
         let (mut uk, mut uv) = (Vec::with_capacity(heads), Vec::with_capacity(heads));

@@ -66,7 +66,7 @@ async fn splits_of_the_keys_do_not_depend_on_chunks() {
 fn requests() -> Vec<SequenceRequest> {
     let request = |i: u64| {
         let tokens = prompt(i, [1, 3, 20, 60, 64, 70, 130, 200][i as usize % 8]);
-        let base = if i % 3 == 0 { request(tokens) } else { sampled(tokens, i) };
+        let base = if i.is_multiple_of(3) { request(tokens) } else { sampled(tokens, i) };
         SequenceRequest { max_tokens: 12 + i as u32, choice: i as u32 % 2, prompt_logprobs: Some(2), ..base }
     };
     (0..12).map(request).collect()

@@ -16,9 +16,9 @@ use conclave_proto::{CellId, GroupId, InstanceId};
 use prometheus::Registry;
 use safetensors::tensor::TensorView;
 
-pub const HIDDEN: usize = 32;
-pub const EXPERTS: usize = 32;
-pub const ALL: [u32; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
+pub(crate) const HIDDEN: usize = 32;
+pub(crate) const EXPERTS: usize = 32;
+pub(crate) const ALL: [u32; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
 
 const CONFIG: &str = r#"{
   "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2",
@@ -34,7 +34,7 @@ const CONFIG: &str = r#"{
 }"#;
 
 /// Reproducible values in [-1, 1).
-pub fn values(seed: u64, count: usize) -> Vec<f32> {
+pub(crate) fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = |_| {
         state ^= state << 13;
@@ -82,7 +82,7 @@ fn tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 }
 
 /// A checkpoint with random weights; the directory lives as long as the first value.
-pub fn checkpoint() -> (tempfile::TempDir, Arc<Checkpoint>) {
+pub(crate) fn checkpoint() -> (tempfile::TempDir, Arc<Checkpoint>) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("config.json"), CONFIG).unwrap();
     let config = ModelConfig::parse(CONFIG.as_bytes()).unwrap();
@@ -102,15 +102,15 @@ pub fn checkpoint() -> (tempfile::TempDir, Arc<Checkpoint>) {
     (dir, Arc::new(checkpoint))
 }
 
-pub fn cells(groups: &[u32]) -> Vec<CellId> {
+pub(crate) fn cells(groups: &[u32]) -> Vec<CellId> {
     groups.iter().map(|g| CellId { span: 0, group: GroupId(*g) }).collect()
 }
 
-pub fn reference() -> Arc<Reference> {
+pub(crate) fn reference() -> Arc<Reference> {
     Arc::new(Reference::new(Pool::new(1).unwrap()))
 }
 
-pub fn start<D: Device>(
+pub(crate) fn start<D: Device>(
     config: ExpertConfig,
     device: Arc<D>,
     checkpoint: &Arc<Checkpoint>,
@@ -119,7 +119,7 @@ pub fn start<D: Device>(
     ExpertService::start(config, device, checkpoint.clone(), &cells(groups), &Registry::new()).unwrap()
 }
 
-pub fn input(act: Dtype, seed: u64, rows: usize) -> MoeInput {
+pub(crate) fn input(act: Dtype, seed: u64, rows: usize) -> MoeInput {
     let logits: Vec<f32> = values(seed + 1000, rows * EXPERTS).iter().map(|v| v * 4.0).collect();
     MoeInput {
         caller: 7,
@@ -136,7 +136,7 @@ pub fn input(act: Dtype, seed: u64, rows: usize) -> MoeInput {
 }
 
 /// A batch of `rows` rows, each for the first expert of `group`.
-pub fn batch(act: Dtype, step: u64, rows: usize, group: u32) -> ExpertBatch {
+pub(crate) fn batch(act: Dtype, step: u64, rows: usize, group: u32) -> ExpertBatch {
     ExpertBatch {
         id: Some(WorkId { caller: 1, step, layer: 1, attempt: 0, part: 0 }),
         activation: Activation::from(act).into(),
@@ -152,7 +152,7 @@ pub fn batch(act: Dtype, step: u64, rows: usize, group: u32) -> ExpertBatch {
     }
 }
 
-pub fn member(name: &str, address: &str, groups: &[u32], fingerprint: &str) -> Member {
+pub(crate) fn member(name: &str, address: &str, groups: &[u32], fingerprint: &str) -> Member {
     Member {
         instance: InstanceId(name.into()),
         role: Role::Expert,
@@ -167,7 +167,7 @@ pub fn member(name: &str, address: &str, groups: &[u32], fingerprint: &str) -> M
 }
 
 /// Links to services of this process.
-pub struct InProcess(pub BTreeMap<String, Arc<dyn ShardLink>>);
+pub(crate) struct InProcess(pub(crate) BTreeMap<String, Arc<dyn ShardLink>>);
 
 #[async_trait]
 impl ShardConnector for InProcess {
@@ -176,12 +176,12 @@ impl ShardConnector for InProcess {
     }
 }
 
-pub async fn register(membership: &LocalMembership, member: Member) -> Box<dyn Registration> {
+pub(crate) async fn register(membership: &LocalMembership, member: Member) -> Box<dyn Registration> {
     membership.register(Arc::new(move |_| Ok(member.clone()))).await.unwrap()
 }
 
 /// One layer over services that hold `placement`, in this process.
-pub async fn dispatch<D: Device>(
+pub(crate) async fn dispatch<D: Device>(
     device: &Arc<D>,
     checkpoint: &Arc<Checkpoint>,
     placement: &[Vec<u32>],

@@ -197,10 +197,12 @@ async fn a_shard_that_leaves_gets_nothing_more() {
     assert_eq!((cluster.shard("a").calls(), cluster.shard("b").calls()), (1, 1));
 }
 
+type Spoil = Box<dyn Fn(&mut MoeInput)>;
+
 #[tokio::test]
 async fn malformed_input_is_refused_by_name() {
     let cluster = two_replicas().await;
-    let cases: Vec<(&str, Box<dyn Fn(&mut conclave_proto::v1::MoeInput)>)> = vec![
+    let cases: Vec<(&str, Spoil)> = vec![
         ("layer: found 0, expected one with routed experts", Box::new(|i| i.layer = 0)),
         ("layer: found 77, expected one with routed experts", Box::new(|i| i.layer = 77)),
         ("activation: found 0, expected 1 (f32) or 2 (bf16)", Box::new(|i| i.activation = 0)),

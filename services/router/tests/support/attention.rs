@@ -22,7 +22,7 @@ use super::codec::{ByteCodec, EOS};
 
 /// What a replica does with every sequence.
 #[derive(Debug, Clone, Default)]
-pub struct Script {
+pub(crate) struct Script {
     /// The whole output: a sequence that comes with part of it gets the rest.
     output: Vec<u32>,
     /// Sequences are refused so, this many times.
@@ -36,26 +36,26 @@ pub struct Script {
 }
 
 impl Script {
-    pub fn says(text: &str) -> Self {
+    pub(crate) fn says(text: &str) -> Self {
         Self { output: ByteCodec::ids(text), ..Self::default() }
     }
 
-    pub fn refuses(mut self, kind: ErrorKind, times: usize) -> Self {
+    pub(crate) fn refuses(mut self, kind: ErrorKind, times: usize) -> Self {
         self.refuse = Some((kind, times));
         self
     }
 
-    pub fn breaks_after(mut self, tokens: usize, kind: ErrorKind, times: usize) -> Self {
+    pub(crate) fn breaks_after(mut self, tokens: usize, kind: ErrorKind, times: usize) -> Self {
         self.break_after = Some((tokens, kind, times));
         self
     }
 
-    pub fn hangs(mut self) -> Self {
+    pub(crate) fn hangs(mut self) -> Self {
         self.hangs = true;
         self
     }
 
-    pub fn skewed(mut self, skew: u32) -> Self {
+    pub(crate) fn skewed(mut self, skew: u32) -> Self {
         self.skew = skew;
         self
     }
@@ -98,25 +98,25 @@ fn scored(token: u32, position: u32, top: Option<u32>) -> ScoredToken {
 
 /// One replica and what it has seen.
 #[derive(Default)]
-pub struct Replica {
+pub(crate) struct Replica {
     script: Script,
-    pub seen: Mutex<Vec<SequenceRequest>>,
-    pub broken: AtomicUsize,
-    pub refused: AtomicUsize,
+    pub(crate) seen: Mutex<Vec<SequenceRequest>>,
+    pub(crate) broken: AtomicUsize,
+    pub(crate) refused: AtomicUsize,
     /// Streams dropped before their end.
-    pub cancelled: AtomicUsize,
+    pub(crate) cancelled: AtomicUsize,
 }
 
 /// All replicas by instance; connects to them.
-pub struct Replicas(HashMap<&'static str, Arc<Replica>>);
+pub(crate) struct Replicas(HashMap<&'static str, Arc<Replica>>);
 
 impl Replicas {
-    pub fn new(scripts: impl Iterator<Item = (&'static str, Script)>) -> Self {
+    pub(crate) fn new(scripts: impl Iterator<Item = (&'static str, Script)>) -> Self {
         let replica = |(name, script)| (name, Arc::new(Replica { script, ..Replica::default() }));
         Self(scripts.map(replica).collect())
     }
 
-    pub fn get(&self, name: &str) -> &Arc<Replica> {
+    pub(crate) fn get(&self, name: &str) -> &Arc<Replica> {
         &self.0[name]
     }
 }
@@ -129,19 +129,19 @@ impl AttentionConnector for Replicas {
 }
 
 /// A connection to a replica.
-pub struct Link(pub Arc<Replica>);
+pub(crate) struct Link(pub Arc<Replica>);
 
 impl Replica {
-    pub fn new(script: Script) -> Arc<Self> {
+    pub(crate) fn new(script: Script) -> Arc<Self> {
         Arc::new(Self { script, ..Self::default() })
     }
 
-    pub fn requests(&self) -> Vec<SequenceRequest> {
+    pub(crate) fn requests(&self) -> Vec<SequenceRequest> {
         self.seen.lock().expect("no panic").clone()
     }
 
     /// What any transport calls.
-    pub fn run(
+    pub(crate) fn run(
         self: &Arc<Self>,
         request: SequenceRequest,
     ) -> Result<BoxStream<'static, Result<TokenEvent, Error>>, Error> {

@@ -4,18 +4,18 @@ use conclave_proto::v1::Message;
 use conclave_router::TextCodec;
 use conclave_serve::Error;
 
-pub const BOS: u32 = 0;
-pub const EOS: u32 = 1;
+pub(crate) const BOS: u32 = 0;
+pub(crate) const EOS: u32 = 1;
 /// Token of byte 0.
 const FIRST: u32 = 2;
 /// Bytes, two control tokens, and ids without a string.
-pub const VOCAB: usize = 300;
+pub(crate) const VOCAB: usize = 300;
 
 /// BOS, EOS, 256 bytes; the ids after them have no string.
-pub struct ByteCodec;
+pub(crate) struct ByteCodec;
 
 impl ByteCodec {
-    pub fn ids(text: &str) -> Vec<u32> {
+    pub(crate) fn ids(text: &str) -> Vec<u32> {
         text.bytes().map(|byte| FIRST + u32::from(byte)).collect()
     }
 }

@@ -13,10 +13,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl Answer {
@@ -27,22 +27,22 @@ impl Answer {
         Self { status, head: head.to_ascii_lowercase(), text: body.to_owned() }
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let line = self.head.lines().find_map(|line| line.strip_prefix(&format!("{name}:")));
         line.map(str::trim)
     }
 
     /// The data of server-sent events.
-    pub fn events(&self) -> Vec<&str> {
+    pub(crate) fn events(&self) -> Vec<&str> {
         self.text.lines().filter_map(|line| line.strip_prefix("data: ")).collect()
     }
 
     /// The chunks before `[DONE]`.
-    pub fn chunks(&self) -> Vec<Value> {
+    pub(crate) fn chunks(&self) -> Vec<Value> {
         let events = self.events();
         let (last, chunks) = events.split_last().expect("events");
         assert_eq!(*last, "[DONE]");
@@ -50,7 +50,7 @@ impl Answer {
     }
 
     /// Status, message, param and code of an error.
-    pub fn error(&self) -> (u16, String, Option<String>, Option<String>) {
+    pub(crate) fn error(&self) -> (u16, String, Option<String>, Option<String>) {
         let error = &self.json()["error"];
         assert!(error["type"].is_string(), "{error}");
         let text = |name: &str| error[name].as_str().map(str::to_owned);
@@ -59,10 +59,10 @@ impl Answer {
 }
 
 /// One connection: one request, one answer.
-pub struct Connection(TcpStream);
+pub(crate) struct Connection(TcpStream);
 
 impl Connection {
-    pub async fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Self {
+    pub(crate) async fn send(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Self {
         let mut stream = TcpStream::connect(address).await.expect("a listener");
         let mut head = format!("{method} {path} HTTP/1.0\r\nhost: test\r\ncontent-length: {}\r\n", body.len());
         for (name, value) in headers {
@@ -73,14 +73,14 @@ impl Connection {
         Self(stream)
     }
 
-    pub async fn answer(mut self) -> Answer {
+    pub(crate) async fn answer(mut self) -> Answer {
         let mut bytes = Vec::new();
         timeout(PATIENCE, self.0.read_to_end(&mut bytes)).await.expect("an answer in time").expect("readable");
         Answer::parse(&bytes)
     }
 
     /// Reads until `text` has come.
-    pub async fn read_until(&mut self, text: &str) {
+    pub(crate) async fn read_until(&mut self, text: &str) {
         let mut read = String::new();
         while !read.contains(text) {
             let mut part = [0; 4096];
@@ -92,16 +92,16 @@ impl Connection {
 }
 
 impl super::Router {
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         Connection::send(&self.http, "GET", path, &[], b"").await.answer().await
     }
 
-    pub async fn post(&self, path: &str, body: &str) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Answer {
         self.begin(path, body).await.answer().await
     }
 
     /// Sends a request without waiting for its answer.
-    pub async fn begin(&self, path: &str, body: &str) -> Connection {
+    pub(crate) async fn begin(&self, path: &str, body: &str) -> Connection {
         Connection::send(&self.http, "POST", path, &[("content-type", "application/json")], body.as_bytes()).await
     }
 }

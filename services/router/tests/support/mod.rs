@@ -1,5 +1,5 @@
 //! A tokenizer of bytes, attention replicas that follow a script, a cluster view, and a router on loopback ports.
-#![allow(dead_code)] // Each test binary uses its own part of this.
+#![allow(dead_code, unused_imports)] // Each test binary uses its own part of this.
 
 mod attention;
 mod codec;
@@ -19,32 +19,32 @@ use prometheus::Registry;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-pub use attention::{Replica, Replicas, Script};
-pub use codec::ByteCodec;
-pub use http::{Answer, Connection};
+pub(crate) use attention::{Replica, Replicas, Script};
+pub(crate) use codec::ByteCodec;
+pub(crate) use http::Connection;
 
-pub const FINGERPRINT: &str = "0123456789abcdef0123456789abcdef";
-pub const MODEL: &str = "tiny";
+pub(crate) const FINGERPRINT: &str = "0123456789abcdef0123456789abcdef";
+pub(crate) const MODEL: &str = "tiny";
 /// Longest context of the model.
-pub const CONTEXT: usize = 1000;
+pub(crate) const CONTEXT: usize = 1000;
 
 /// A router that serves on loopback until it is dropped.
-pub struct Router {
-    pub http: String,
-    pub grpc: String,
-    pub registry: Registry,
-    pub replicas: Arc<Replicas>,
-    pub view: watch::Sender<Arc<ClusterView>>,
+pub(crate) struct Router {
+    pub(crate) http: String,
+    pub(crate) grpc: String,
+    pub(crate) registry: Registry,
+    pub(crate) replicas: Arc<Replicas>,
+    pub(crate) view: watch::Sender<Arc<ClusterView>>,
     _stop: DropGuard,
 }
 
 /// What differs between tests.
-pub struct Setup {
-    pub config: FrontConfig,
-    pub keys: ApiKeys,
-    pub codec: Option<Arc<dyn TextCodec>>,
+pub(crate) struct Setup {
+    pub(crate) config: FrontConfig,
+    pub(crate) keys: ApiKeys,
+    pub(crate) codec: Option<Arc<dyn TextCodec>>,
     /// Ready attention replicas: instance, numerics id, script.
-    pub replicas: Vec<(&'static str, &'static str, Script)>,
+    pub(crate) replicas: Vec<(&'static str, &'static str, Script)>,
 }
 
 impl Default for Setup {
@@ -60,11 +60,11 @@ impl Default for Setup {
 
 impl Setup {
     /// One replica with a script.
-    pub fn with(script: Script) -> Self {
+    pub(crate) fn with(script: Script) -> Self {
         Self { replicas: vec![("a", "n1", script)], ..Self::default() }
     }
 
-    pub async fn start(self) -> Router {
+    pub(crate) async fn start(self) -> Router {
         let members = self.replicas.iter().map(|(name, numerics, _)| attention(name, numerics)).collect();
         let view = watch::Sender::new(view_of(members));
         let replicas = Arc::new(Replicas::new(self.replicas.into_iter().map(|(name, _, script)| (name, script))));
@@ -88,14 +88,14 @@ impl Setup {
 
 impl Router {
     /// A metric's value, labels written as Prometheus writes them.
-    pub fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         let text = conclave_serve::metrics::render(&self.registry);
         let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
         line.and_then(|line| line.rsplit(' ').next()).and_then(|value| value.parse().ok()).unwrap_or(0.0)
     }
 }
 
-pub fn view_of(members: Vec<Member>) -> Arc<ClusterView> {
+pub(crate) fn view_of(members: Vec<Member>) -> Arc<ClusterView> {
     Arc::new(ClusterView {
         cluster: "test".to_owned(),
         revision: 1,
@@ -106,7 +106,7 @@ pub fn view_of(members: Vec<Member>) -> Arc<ClusterView> {
 }
 
 /// A ready attention replica.
-pub fn attention(name: &str, numerics: &str) -> Member {
+pub(crate) fn attention(name: &str, numerics: &str) -> Member {
     Member {
         instance: InstanceId(name.to_owned()),
         role: Role::Attention,
@@ -121,12 +121,12 @@ pub fn attention(name: &str, numerics: &str) -> Member {
 }
 
 /// A dense model: no expert groups to wait for.
-pub fn model(text: Option<Arc<dyn TextCodec>>) -> ServedModel {
+pub(crate) fn model(text: Option<Arc<dyn TextCodec>>) -> ServedModel {
     let defaults = Defaults { temperature: Some(0.3), eos: vec![codec::EOS], ..Defaults::default() };
     ServedModel { name: MODEL.to_owned(), fingerprint: FINGERPRINT.to_owned(), config: config(), defaults, text }
 }
 
-pub fn config() -> ModelConfig {
+pub(crate) fn config() -> ModelConfig {
     ModelConfig {
         kind: ModelKind::DeepseekV2,
         vocab: codec::VOCAB,
@@ -161,12 +161,12 @@ pub fn config() -> ModelConfig {
     }
 }
 
-pub async fn listener() -> TcpListener {
+pub(crate) async fn listener() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.expect("a free port")
 }
 
 /// Waits until something holds, for a few seconds at most.
-pub async fn eventually(what: &str, holds: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: &str, holds: impl Fn() -> bool) {
     for _ in 0..500 {
         if holds() {
             return;

@@ -19,13 +19,13 @@ use conclave_proto::v1::{
 use conclave_proto::{CellId, GroupId, InstanceId};
 use prometheus::Registry;
 
-pub const HIDDEN: usize = 16;
-pub const EXPERTS: usize = 32;
-pub const GROUPS: usize = 8;
-pub const SIZE: u32 = 4;
-pub const LAYER: u32 = 1;
+pub(crate) const HIDDEN: usize = 16;
+pub(crate) const EXPERTS: usize = 32;
+pub(crate) const GROUPS: usize = 8;
+pub(crate) const SIZE: u32 = 4;
+pub(crate) const LAYER: u32 = 1;
 
-pub fn shape() -> ModelShape {
+pub(crate) fn shape() -> ModelShape {
     ModelShape {
         hidden: HIDDEN,
         groups: GROUPS,
@@ -45,7 +45,7 @@ pub fn shape() -> ModelShape {
 }
 
 /// Reproducible values in [-1, 1).
-pub fn values(seed: u64, count: usize) -> Vec<f32> {
+pub(crate) fn values(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = |_| {
         state ^= state << 13;
@@ -56,7 +56,7 @@ pub fn values(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(next).collect()
 }
 
-pub fn input(seed: u64, rows: usize) -> MoeInput {
+pub(crate) fn input(seed: u64, rows: usize) -> MoeInput {
     let logits: Vec<f32> = values(seed + 1000, rows * EXPERTS).iter().map(|v| v * 4.0).collect();
     MoeInput {
         caller: 7,
@@ -74,7 +74,7 @@ pub fn input(seed: u64, rows: usize) -> MoeInput {
 
 /// How a shard behaves.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Mood {
+pub(crate) enum Mood {
     Well,
     Slow(Duration),
     /// The connection breaks while it computes.
@@ -88,18 +88,18 @@ pub enum Mood {
 }
 
 #[derive(Debug)]
-pub struct FakeShard {
-    pub name: String,
-    pub mood: Mutex<Mood>,
-    pub seen: Mutex<Vec<ExpertBatch>>,
+pub(crate) struct FakeShard {
+    pub(crate) name: String,
+    pub(crate) mood: Mutex<Mood>,
+    pub(crate) seen: Mutex<Vec<ExpertBatch>>,
 }
 
 impl FakeShard {
-    pub fn set(&self, mood: Mood) {
+    pub(crate) fn set(&self, mood: Mood) {
         *self.mood.lock().unwrap() = mood;
     }
 
-    pub fn calls(&self) -> usize {
+    pub(crate) fn calls(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
 
@@ -195,17 +195,17 @@ impl ShardConnector for Fakes {
 }
 
 /// Shards, and a dispatcher over them.
-pub struct Cluster {
-    pub membership: LocalMembership,
-    pub dispatcher: Arc<Dispatcher>,
-    pub registry: Registry,
+pub(crate) struct Cluster {
+    pub(crate) membership: LocalMembership,
+    pub(crate) dispatcher: Arc<Dispatcher>,
+    pub(crate) registry: Registry,
     fakes: Arc<Fakes>,
     registrations: BTreeMap<String, Box<dyn Registration>>,
 }
 
 impl Cluster {
     /// One shard per name, with the groups given.
-    pub async fn new(config: DispatchConfig, shards: &[(&str, &[u32])]) -> Self {
+    pub(crate) async fn new(config: DispatchConfig, shards: &[(&str, &[u32])]) -> Self {
         let membership = LocalMembership::new("test");
         let fakes = Arc::new(Fakes::default());
         let registry = Registry::new();
@@ -217,7 +217,7 @@ impl Cluster {
         cluster
     }
 
-    pub async fn join(&mut self, name: &str, groups: &[u32]) -> Arc<FakeShard> {
+    pub(crate) async fn join(&mut self, name: &str, groups: &[u32]) -> Arc<FakeShard> {
         let (mood, seen) = (Mutex::new(Mood::Well), Mutex::default());
         let shard = Arc::new(FakeShard { name: name.into(), mood, seen });
         self.fakes.0.lock().unwrap().insert(name.into(), shard.clone());
@@ -227,20 +227,20 @@ impl Cluster {
         shard
     }
 
-    pub async fn leave(&mut self, name: &str) {
+    pub(crate) async fn leave(&mut self, name: &str) {
         self.registrations.remove(name).unwrap().leave().await.unwrap();
     }
 
-    pub fn shard(&self, name: &str) -> Arc<FakeShard> {
+    pub(crate) fn shard(&self, name: &str) -> Arc<FakeShard> {
         self.fakes.0.lock().unwrap()[name].clone()
     }
 
-    pub fn health(&self, name: &str) -> &'static str {
+    pub(crate) fn health(&self, name: &str) -> &'static str {
         self.dispatcher.health(&InstanceId(name.into()))
     }
 
     /// A metric's value, its labels summed up; of a histogram, the sample count.
-    pub fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         let families = self.registry.gather();
         let family = families.iter().find(|family| family.name() == name).unwrap_or_else(|| panic!("no metric {name}"));
         let value = |m: &prometheus::proto::Metric| match family.get_field_type() {
@@ -252,7 +252,7 @@ impl Cluster {
     }
 }
 
-pub fn member(name: &str, groups: &[u32]) -> Member {
+pub(crate) fn member(name: &str, groups: &[u32]) -> Member {
     Member {
         instance: InstanceId(name.into()),
         role: Role::Expert,
@@ -266,10 +266,10 @@ pub fn member(name: &str, groups: &[u32]) -> Member {
     }
 }
 
-pub const ALL: [u32; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
+pub(crate) const ALL: [u32; 8] = [0, 1, 2, 3, 4, 5, 6, 7];
 
 /// The same layer on one shard that holds everything.
-pub async fn expected(input: &MoeInput) -> MoeOutput {
+pub(crate) async fn expected(input: &MoeInput) -> MoeOutput {
     let cluster = Cluster::new(DispatchConfig::new("f"), &[("only", &ALL)]).await;
     cluster.dispatcher.call(input.clone()).await.unwrap()
 }

@@ -89,7 +89,7 @@ impl Fields {
     pub(super) fn finish(self, neutral: &[(&str, &[&str])]) -> Result<(), Error> {
         let holds = |name: &str, value: &Value| {
             let values = neutral.iter().find(|(known, _)| *known == name).map_or(&[][..], |(_, values)| values);
-            value.is_null() || values.iter().any(|neutral| *neutral == value.to_string())
+            value.is_null() || values.contains(&value.to_string().as_str())
         };
         let Some((name, value)) = self.map.iter().find(|(name, value)| !holds(name, value)) else {
             return Ok(());
