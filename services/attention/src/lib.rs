@@ -12,6 +12,7 @@ mod error;
 pub mod forward;
 mod grpc;
 mod metrics;
+pub mod prefix;
 mod request;
 pub mod sampler;
 pub mod scheduler;

@@ -40,6 +40,8 @@ pub(crate) struct Request {
     pub(crate) prompt_logprobs: Option<usize>,
     pub(crate) budget: Option<Duration>,
     pub(crate) traceparent: String,
+    /// Only sequences with the same salt share cached prefixes.
+    pub(crate) cache_salt: Vec<u8>,
 }
 
 impl Request {
@@ -71,6 +73,7 @@ pub(crate) fn check(request: SequenceRequest, bounds: &Bounds) -> Result<Request
         tokens: request.tokens,
         choice: request.choice,
         traceparent: request.traceparent,
+        cache_salt: request.cache_salt.into(),
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Rules: sequences that decode go first, one row each; then prompts in order of arrival, a chunk each; then waiting
 //! sequences are admitted in order of arrival, only when the blocks of all their known tokens are there beside those that
-//! running prompts still need. When blocks run out, the sequence that arrived last is preempted: its blocks are freed and
+//! running prompts still need; a prefix that is in the cache is neither computed nor stored again. When blocks run out, the sequence that arrived last is preempted: its blocks are freed and
 //! it waits, at the head of the queue, to be computed again. So the oldest sequence advances in every step.
 
 /// Bounds of a step.
@@ -25,8 +25,10 @@ pub struct Demand {
     pub target: usize,
     /// Positions in the cache.
     pub computed: usize,
-    /// Cache blocks held.
+    /// Cache blocks held, or, while it waits, to be shared when it begins.
     pub blocks: usize,
+    /// Those of them that count as free as long as it waits.
+    pub idle: usize,
 }
 
 /// A step. First the last `preempt` of the running sequences go back to the head of the queue, then the first `admit` of
@@ -97,7 +99,7 @@ fn admit(limits: &Limits, running: &[Demand], waiting: &[Demand], left: Left, pl
         .sum();
     let mut blocks = blocks.saturating_sub(reserved);
     for sequence in waiting {
-        let needed = sequence.blocks_for(sequence.missing(), limits.block);
+        let needed = sequence.blocks_for(sequence.missing(), limits.block) + sequence.idle;
         if rows == 0 || needed > blocks || running.len() + plan.admit == limits.max_running {
             return;
         }

@@ -7,7 +7,8 @@ use conclave_serve::{Error, ErrorKind};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::Span;
 
-use crate::cache::BlockTable;
+use crate::cache::{BlockPool, BlockTable};
+use crate::prefix::{PrefixChain, PrefixKey};
 use crate::request::Request;
 use crate::sampler::{self, History, LogSoftmax, Position, TokenMask};
 use crate::scheduler::Demand;
@@ -27,6 +28,10 @@ pub(crate) struct Sequence {
     /// Positions in the cache.
     pub(crate) computed: usize,
     pub(crate) blocks: BlockTable,
+    /// Of the blocks that its tokens fill.
+    chain: PrefixChain,
+    /// Prompt positions that were in the cache when it first began.
+    cached: usize,
     pub(crate) arrived: Instant,
     pub(crate) started: bool,
     pub(crate) deadline: Option<Instant>,
@@ -67,6 +72,8 @@ impl Sequence {
             scores: Vec::new(),
             computed: 0,
             blocks: BlockTable::default(),
+            chain: PrefixChain::new(&request.cache_salt),
+            cached: 0,
             arrived,
             started: false,
             stalled_since: None,
@@ -98,7 +105,45 @@ impl Sequence {
     }
 
     pub(crate) fn demand(&self) -> Demand {
-        Demand { target: self.target(), computed: self.computed, blocks: self.blocks.blocks().len() }
+        Demand { target: self.target(), computed: self.computed, blocks: self.blocks.blocks().len(), idle: 0 }
+    }
+
+    /// What it will demand when it begins with what the cache has of its prefix.
+    pub(crate) fn demand_after(&mut self, pool: &BlockPool, block: usize) -> Demand {
+        let found = pool.matching(self.prefix(block));
+        Demand { target: self.target(), computed: found.blocks * block, blocks: found.blocks, idle: found.idle }
+    }
+
+    /// Begins with what the cache has of its prefix.
+    pub(crate) fn begin(&mut self, pool: &mut BlockPool, block: usize) {
+        let keys = self.prefix(block).to_vec();
+        self.computed = self.blocks.share(pool, &keys) * block;
+        if !std::mem::replace(&mut self.started, true) {
+            self.cached = self.computed.min(self.request.prompt_len);
+        }
+    }
+
+    /// Keys of the blocks that it may share: all but the one with the position whose logits come next, and none where
+    /// prompt positions are scored, for which there are no logits in the cache.
+    fn prefix(&mut self, block: usize) -> &[PrefixKey] {
+        let shareable = if self.request.prompt_logprobs.is_some() { 0 } else { (self.target() - 1) / block };
+        self.chain.extend(&self.request.tokens, block);
+        &self.chain.keys()[..shareable]
+    }
+
+    /// Lets others have the blocks that are full by now. What members of another numerics id took part in stays private.
+    pub(crate) fn publish(&mut self, pool: &mut BlockPool, from: usize, block: usize) {
+        let full = from / block..self.computed / block;
+        if full.is_empty() || self.mixed_numerics {
+            return;
+        }
+        self.chain.extend(&self.request.tokens, block);
+        full.for_each(|index| pool.publish(self.blocks.blocks()[index], self.chain.keys()[index]));
+    }
+
+    /// Prompt positions that were in the cache when it first began.
+    pub(crate) fn cached(&self) -> usize {
+        self.cached
     }
 
     /// How it ends if it does not go on: it was asked for nothing more than it has.
@@ -200,7 +245,7 @@ impl Sequence {
             reason: reason.into(),
             stop_token,
             prompt_tokens: self.request.prompt_len as u32,
-            cached_tokens: 0,
+            cached_tokens: self.cached as u32,
             mixed_numerics: self.mixed_numerics,
         }));
     }

@@ -45,9 +45,11 @@ impl<T: Trunk> Engine<T> {
                 asked.extend((first_row..).zip(positions).filter_map(|(row, position)| {
                     Some(Asked { row: row as u32, sequence: index, ask: sequence.ask(position)? })
                 }));
+                let before = sequence.computed;
                 sequence.computed += rows;
                 sequence.stalled_since = None;
                 sequence.mixed_numerics |= report.mixed_numerics;
+                sequence.publish(&mut self.pool, before, self.parts.limits.block);
             }
             first_row += rows;
         }

@@ -154,8 +154,7 @@ impl<T: Trunk> Engine<T> {
     /// Preempts and admits; the rows of each running sequence.
     fn plan(&mut self) -> Vec<usize> {
         let running: Vec<Demand> = self.running.iter().map(Sequence::demand).collect();
-        let waiting: Vec<Demand> =
-            self.waiting.iter().take(self.parts.limits.max_running).map(Sequence::demand).collect();
+        let waiting = self.waiting_demands();
         let Plan { preempt, admit, rows } = scheduler::plan(&self.parts.limits, &running, &waiting, self.pool.free());
         for _ in 0..preempt {
             let mut sequence = self.release(self.running.len() - 1);
@@ -164,13 +163,23 @@ impl<T: Trunk> Engine<T> {
             self.parts.metrics.preemptions.inc();
         }
         for mut sequence in self.waiting.drain(..admit) {
-            if !std::mem::replace(&mut sequence.started, true) {
+            let first = !sequence.started;
+            sequence.begin(&mut self.pool, self.parts.limits.block);
+            if first {
                 self.parts.metrics.queue_seconds.observe(sequence.arrived.elapsed().as_secs_f64());
                 self.parts.metrics.prompt_tokens.inc_by(sequence.prompt_len() as u64);
+                self.parts.metrics.cached_tokens.inc_by(sequence.cached() as u64);
             }
             self.running.push(sequence);
         }
         rows
+    }
+
+    /// Of the waiting sequences that may begin now.
+    fn waiting_demands(&mut self) -> Vec<Demand> {
+        let Limits { max_running, block, .. } = self.parts.limits;
+        let may_begin = max_running.saturating_sub(self.running.len());
+        self.waiting.iter_mut().take(may_begin).map(|sequence| sequence.demand_after(&self.pool, block)).collect()
     }
 
     /// The step's rows, and the sequences they belong to; takes the blocks that they need.
@@ -224,6 +233,8 @@ impl<T: Trunk> Engine<T> {
         self.parts.metrics.running.set(running as i64);
         self.parts.metrics.waiting.set(waiting as i64);
         self.parts.metrics.blocks_used.set((self.pool.total() - free) as i64);
+        self.parts.metrics.blocks_idle.set(self.pool.idle() as i64);
+        self.parts.metrics.blocks_evicted.inc_by(self.pool.evicted() - self.parts.metrics.blocks_evicted.get());
     }
 }
 

@@ -7,11 +7,11 @@ use super::*;
 const LIMITS: Limits = Limits { step_tokens: 100, prefill_chunk: 40, max_running: 4, block: 16 };
 
 fn fresh(target: usize) -> Demand {
-    Demand { target, computed: 0, blocks: 0 }
+    Demand { target, computed: 0, blocks: 0, idle: 0 }
 }
 
 fn at(computed: usize, target: usize) -> Demand {
-    Demand { target, computed, blocks: computed.div_ceil(LIMITS.block) }
+    Demand { target, computed, blocks: computed.div_ceil(LIMITS.block), idle: 0 }
 }
 
 #[test]
@@ -43,6 +43,14 @@ fn keeps_the_blocks_that_running_prompts_still_need() {
 }
 
 #[test]
+fn a_cached_prefix_takes_only_what_nobody_holds() {
+    let cached = |idle| Demand { target: 96, computed: 64, blocks: 4, idle };
+    assert_eq!(plan(&LIMITS, &[], &[cached(0)], 2), Plan { preempt: 0, admit: 1, rows: vec![32] });
+    assert_eq!(plan(&LIMITS, &[], &[cached(4)], 5).admit, 0, "four of the five are the prefix itself");
+    assert_eq!(plan(&LIMITS, &[], &[cached(4)], 6).admit, 1);
+}
+
+#[test]
 fn preempts_the_youngest_until_the_older_fit() {
     let running = [at(16, 17), at(16, 17), at(10, 11)];
     let plan = plan(&LIMITS, &running, &[fresh(1)], 0);
@@ -68,7 +76,7 @@ struct Job {
 
 impl Job {
     fn demand(&self) -> Demand {
-        Demand { target: self.known, computed: self.computed, blocks: self.blocks }
+        Demand { target: self.known, computed: self.computed, blocks: self.blocks, idle: 0 }
     }
 }
 

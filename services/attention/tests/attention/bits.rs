@@ -129,6 +129,48 @@ async fn another_replica_goes_on_where_one_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cached_prefix_gives_the_bits_of_a_computed_one() {
+    let ids = prompt(5, 300);
+    let longer = [&ids[..200], &prompt(6, 90)].concat();
+    let fresh = |tokens: &[u32]| sampled(tokens.to_vec(), 9);
+    let (first, branch) = (start(|_| {}).answer(fresh(&ids)).await, start(|_| {}).answer(fresh(&longer)).await);
+
+    let fixture = start(|config| config.prefill_chunk = 37);
+    let found =
+        [fixture.answer(fresh(&ids)).await, fixture.answer(fresh(&ids)).await, fixture.answer(fresh(&longer)).await];
+    assert_eq!(found.each_ref().map(|answer| answer.cached), [0, 256, 192]);
+    assert!(found == [first.clone(), first.clone(), branch]);
+    assert_eq!(fixture.metric("conclave_attention_cached_prompt_tokens_total"), 448.0);
+
+    // What was generated is part of the prefix too: the next turn of a conversation.
+    let turn = [&ids[..], &first.ids(), &prompt(7, 20)].concat();
+    let next = fixture.answer(fresh(&turn)).await;
+    assert_eq!(next.cached, 256, "300 and 10 tokens fill four blocks");
+    assert!(next == start(|_| {}).answer(fresh(&turn)).await);
+
+    let salted = SequenceRequest { cache_salt: vec![1].into(), ..fresh(&ids) };
+    let scored = SequenceRequest { prompt_logprobs: Some(0), ..fresh(&ids) };
+    for request in [salted, scored] {
+        let answer = fixture.answer(request).await;
+        assert_eq!((answer.cached, answer.tokens), (0, first.tokens.clone()));
+    }
+    fixture.until("idle", Fixture::idle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefixes_give_way_to_sequences() {
+    let prompts: Vec<SequenceRequest> = (0..8).map(|i| sampled(prompt(i, 130), i)).collect();
+    let alone = start(|_| {}).answers(&prompts).await;
+    // Three blocks each; the cache holds two of them.
+    let tight = start(|config| config.cache = CacheSize::Blocks(6));
+    for _ in 0..2 {
+        assert!(tight.answers(&prompts).await == alone);
+    }
+    assert!(tight.metric("conclave_attention_cache_blocks_evicted_total") > 8.0);
+    tight.until("idle", Fixture::idle).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn prompt_scores_are_the_log_softmax_of_the_forward() {
     let fixture = start(|config| config.prefill_chunk = 33);
     let ids = prompt(4, 100);

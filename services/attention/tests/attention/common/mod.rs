@@ -105,13 +105,22 @@ pub(crate) fn sampled(tokens: Vec<u32>, seed: u64) -> SequenceRequest {
     SequenceRequest { sampling: Some(sampling), ..request(tokens) }
 }
 
-/// All that a stream gave.
-#[derive(Debug, Default, Clone, PartialEq)]
+/// All that a stream gave. Equal whatever was read from the cache: that decides nothing.
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Answer {
     pub(crate) scores: Vec<ScoredToken>,
     pub(crate) tokens: Vec<ScoredToken>,
     pub(crate) finished: Option<SequenceFinished>,
     pub(crate) error: Option<Error>,
+    /// Prompt tokens that were in the cache.
+    pub(crate) cached: u32,
+}
+
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.scores, &self.tokens, &self.finished, &self.error)
+            == (&other.scores, &other.tokens, &other.finished, &other.error)
+    }
 }
 
 impl Answer {
@@ -132,7 +141,10 @@ pub(crate) async fn collect(stream: TokenStream) -> Answer {
                 answer.scores.extend(scores.tokens);
             }
             Ok(Some(Event::Token(token))) => answer.tokens.push(token),
-            Ok(Some(Event::Finished(finished))) => answer.finished = Some(finished),
+            Ok(Some(Event::Finished(mut finished))) => {
+                answer.cached = std::mem::take(&mut finished.cached_tokens);
+                answer.finished = Some(finished);
+            }
             Ok(None) => panic!("an event without content"),
             Err(error) => answer.error = Some(error),
         }
