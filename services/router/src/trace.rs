@@ -32,7 +32,7 @@ pub(crate) fn begin(
     let ours = span.in_scope(telemetry::traceparent);
     // Where spans are not exported, the client's trace is passed on as it is.
     let traceparent = if ours.is_empty() { traceparent.unwrap_or_default().to_owned() } else { ours };
-    Ok((span, RequestContext { request_id, traceparent }))
+    Ok((span, RequestContext { request_id, traceparent, ..RequestContext::default() }))
 }
 
 /// Polls a stream inside the span that is current now.

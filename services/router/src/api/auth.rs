@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
+use bytes::Bytes;
 use conclave_serve::{Error, ErrorKind};
+use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 
 /// The keys that clients may present; none at all means that no key is asked for.
@@ -37,16 +39,31 @@ impl ApiKeys {
     ///
     /// # Errors
     /// When there is no key or a wrong one.
-    pub fn check(&self, authorization: Option<&[u8]>) -> Result<(), Error> {
+    pub fn check(&self, authorization: Option<&[u8]>) -> Result<Tenant, Error> {
         if self.keys.is_empty() {
-            return Ok(());
+            return Ok(Tenant::default());
         }
         let refuse = |message: &str| Err(Error::new(ErrorKind::Unauthenticated, message));
         let Some(key) = authorization.and_then(bearer) else {
             return refuse("no API key found, expected the header \"Authorization: Bearer KEY\"");
         };
         let known = self.keys.iter().fold(Choice::from(0), |known, ours| known | ours.as_bytes().ct_eq(key));
-        if bool::from(known) { Ok(()) } else { refuse("the API key is not known here") }
+        if bool::from(known) { Ok(Tenant::of(key)) } else { refuse("the API key is not known here") }
+    }
+}
+
+/// Who calls: told apart by their keys. One for all where no key is asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tenant(Bytes);
+
+impl Tenant {
+    fn of(key: &[u8]) -> Self {
+        Self(Bytes::copy_from_slice(&Sha256::digest(key)))
+    }
+
+    /// Keeps this tenant's cached prefixes from the others. Says nothing about the key.
+    pub fn cache_salt(&self) -> Bytes {
+        self.0.clone()
     }
 }
 
@@ -64,9 +81,17 @@ mod tests {
     }
 
     #[test]
+    fn each_key_is_a_tenant_of_its_own() {
+        let salt = |key: &str| keys().check(Some(format!("Bearer {key}").as_bytes())).expect("a key").cache_salt();
+        assert_eq!(salt("sk-one"), salt("sk-one"));
+        assert_ne!(salt("sk-one"), salt("sk-two"));
+        assert!(!salt("sk-one").windows(6).any(|part| part == b"sk-one"));
+    }
+
+    #[test]
     fn every_listed_key_opens() {
         for key in ["Bearer sk-one", "bearer sk-two", "Bearer   sk-two "] {
-            assert_eq!(keys().check(Some(key.as_bytes())), Ok(()), "{key}");
+            assert!(keys().check(Some(key.as_bytes())).is_ok(), "{key}");
         }
     }
 
@@ -81,7 +106,7 @@ mod tests {
 
     #[test]
     fn without_keys_nobody_is_asked() {
-        assert_eq!(ApiKeys::default().check(None), Ok(()));
+        assert_eq!(ApiKeys::default().check(None), Ok(Tenant::default()));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tonic::{
 };
 use tracing::Instrument;
 
-use super::ApiKeys;
+use super::{ApiKeys, auth::Tenant};
 use crate::{
     front::{ClusterLoad, Front, FrontError, RequestContext},
     trace,
@@ -46,9 +46,10 @@ pub fn server(
 pub struct KeyCheck(ApiKeys);
 
 impl Interceptor for KeyCheck {
-    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let key = request.metadata().get(AUTHORIZATION.as_str()).map(|value| value.as_encoded_bytes());
-        self.0.check(key)?;
+        let tenant = self.0.check(key)?;
+        request.extensions_mut().insert(tenant);
         Ok(request)
     }
 }
@@ -65,7 +66,8 @@ impl InferenceApi {
         F: Future<Output = Result<T, FrontError>>,
     {
         let header = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
-        let (span, context) = trace::begin(name, header("x-request-id"), header("traceparent"))?;
+        let (span, mut context) = trace::begin(name, header("x-request-id"), header("traceparent"))?;
+        context.cache_salt = request.extensions().get::<Tenant>().map(Tenant::cache_salt).unwrap_or_default();
         let answer = run(request.into_inner(), context).instrument(span).await;
         let status = answer.as_ref().err().map_or(tonic::Code::Ok, |error| error.kind().code());
         self.front.metrics().request(name, &format!("{status:?}"));

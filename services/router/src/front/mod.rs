@@ -14,6 +14,7 @@ mod link;
 mod metrics;
 mod model;
 mod output;
+mod prefixes;
 mod prompt;
 mod replicas;
 mod resolve;
@@ -23,6 +24,7 @@ mod text;
 
 use std::{sync::Arc, time::Instant};
 
+use bytes::Bytes;
 use conclave_cluster::ClusterView;
 use conclave_proto::v1::{self, GenerateRequest, Prompt, ScoredPrompt, SequenceRequest, generate_event};
 use conclave_serve::{Error, ErrorKind, id};
@@ -59,6 +61,8 @@ pub struct RequestContext {
     pub request_id: String,
     /// W3C trace context, passed on to all parts.
     pub traceparent: String,
+    /// Only requests with the same salt share cached prefixes.
+    pub cache_salt: Bytes,
 }
 
 /// The front of one served model.
@@ -294,5 +298,6 @@ fn sequence_request(settings: &Settings, prompt: &[u32], max_tokens: u32, contex
         prompt_logprobs: settings.prompt_logprobs,
         budget_ms: 0,
         traceparent: context.traceparent,
+        cache_salt: context.cache_salt,
     }
 }

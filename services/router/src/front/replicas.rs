@@ -1,6 +1,7 @@
 //! The attention replicas: which there are, which one gets a sequence.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -21,7 +22,10 @@ use tokio::{
     time,
 };
 
-use super::link::{AttentionConnector, AttentionLink};
+use super::{
+    link::{AttentionConnector, AttentionLink},
+    prefixes::Prefixes,
+};
 
 /// A replica that does not tell its state in this time is shown without one.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -33,19 +37,36 @@ pub(crate) struct Preference {
     pub(crate) avoid: Vec<InstanceId>,
     /// Numerics id that the sequence began with.
     pub(crate) numerics: Option<String>,
+    /// Beginnings of its prompt, as [`prefixes::chain`] names them.
+    pub(crate) chain: Vec<u64>,
 }
 
-/// Chooses a ready replica of the checkpoint: not one to avoid, of the same numerics id, with the fewest sequences of
-/// ours, in this order of importance.
+/// A replica with more than twice the sequences of the idlest, and this many more, is busy.
+const SLACK: usize = 4;
+
+/// What is believed of one replica.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Standing {
+    /// Sequences of ours that run there.
+    active: usize,
+    /// Links of the prompt's chain that it has in its cache.
+    cached: usize,
+}
+
+/// Chooses a ready replica of the checkpoint: not one to avoid, of the same numerics id, not much busier than the others,
+/// with the most of the prompt in its cache, with the fewest sequences of ours, in this order of importance.
 pub(crate) fn choose<'a>(
     view: &'a ClusterView,
     fingerprint: &'a str,
     preference: &Preference,
-    active: impl Fn(&InstanceId) -> usize,
+    standing: impl Fn(&InstanceId) -> Standing,
 ) -> Option<&'a Member> {
     let other = |member: &Member| preference.numerics.as_ref().is_some_and(|numerics| *numerics != member.numerics);
+    let idlest = ready(view, fingerprint).map(|member| standing(&member.instance).active).min()?;
     ready(view, fingerprint).min_by_key(|member| {
-        (preference.avoid.contains(&member.instance), other(member), active(&member.instance), member.instance.clone())
+        let Standing { active, cached } = standing(&member.instance);
+        let (avoid, busy) = (preference.avoid.contains(&member.instance), active > 2 * idlest + SLACK);
+        (avoid, other(member), busy, Reverse(cached), active, member.instance.clone())
     })
 }
 
@@ -62,6 +83,7 @@ pub(crate) struct Replicas {
     view: watch::Receiver<Arc<ClusterView>>,
     connector: Arc<dyn AttentionConnector>,
     known: Mutex<HashMap<InstanceId, Arc<Replica>>>,
+    prefixes: Mutex<Prefixes>,
 }
 
 /// A replica, connected at its first use.
@@ -82,7 +104,7 @@ impl Replicas {
         view: watch::Receiver<Arc<ClusterView>>,
         connector: Arc<dyn AttentionConnector>,
     ) -> Self {
-        Self { fingerprint, view, connector, known: Mutex::default() }
+        Self { fingerprint, view, connector, known: Mutex::default(), prefixes: Mutex::default() }
     }
 
     /// The cluster as it is known now.
@@ -102,8 +124,13 @@ impl Replicas {
         known.retain(|instance, replica| {
             view.members.iter().any(|m| m.instance == *instance && same(m, &replica.member))
         });
-        let active = |instance: &InstanceId| known.get(instance).map_or(0, |r| r.active.load(Ordering::Relaxed));
-        let member = choose(&view, &self.fingerprint, preference, active)?;
+        let mut prefixes = self.prefixes.lock().unwrap_or_else(PoisonError::into_inner);
+        let standing = |instance: &InstanceId| Standing {
+            active: known.get(instance).map_or(0, |r| r.active.load(Ordering::Relaxed)),
+            cached: prefixes.cached(&preference.chain, instance),
+        };
+        let member = choose(&view, &self.fingerprint, preference, standing)?;
+        prefixes.remember(&preference.chain, &member.instance);
         let replica = known.entry(member.instance.clone()).or_insert_with(|| Arc::new(Replica::new(member))).clone();
         replica.active.fetch_add(1, Ordering::Relaxed);
         Some(Place { replica })
@@ -192,7 +219,21 @@ mod tests {
     fn chosen(members: Vec<Member>, preference: &Preference, active: &[(&str, usize)]) -> Option<String> {
         let view = ClusterView { members, ..ClusterView::default() };
         let load = |id: &InstanceId| active.iter().find(|(name, _)| *name == id.0).map_or(0, |(_, load)| *load);
-        choose(&view, "f", preference, load).map(|member| member.instance.0.clone())
+        let standing = |id: &InstanceId| Standing { active: load(id), cached: 0 };
+        choose(&view, "f", preference, standing).map(|member| member.instance.0.clone())
+    }
+
+    #[test]
+    fn a_cached_prefix_goes_before_the_load_up_to_a_point() {
+        let view = ClusterView { members: three(), ..ClusterView::default() };
+        let chosen = |active| {
+            let standing = |id: &InstanceId| {
+                if id.0 == "b" { Standing { active, cached: 3 } } else { Standing { active: 1, cached: 0 } }
+            };
+            choose(&view, "f", &Preference::default(), standing).map(|member| member.instance.0.clone())
+        };
+        assert_eq!(chosen(6).as_deref(), Some("b"));
+        assert_eq!(chosen(7).as_deref(), Some("a"), "more than twice as many and four");
     }
 
     fn three() -> Vec<Member> {
@@ -218,7 +259,7 @@ mod tests {
     fn a_replica_to_avoid_is_the_last_resort() {
         let avoid = |names: &[&str]| Preference {
             avoid: names.iter().map(|name| InstanceId((*name).to_owned())).collect(),
-            numerics: None,
+            ..Preference::default()
         };
         assert_eq!(chosen(three(), &avoid(&["a"]), &[("b", 5), ("c", 6)]).as_deref(), Some("b"));
         assert_eq!(chosen(three(), &avoid(&["a", "b", "c"]), &[]).as_deref(), Some("a"));
@@ -227,7 +268,7 @@ mod tests {
     #[test]
     fn the_numerics_id_goes_before_the_load() {
         let members = vec![member("a", MemberState::Ready, "f", "x"), member("b", MemberState::Ready, "f", "n")];
-        let preference = Preference { avoid: Vec::new(), numerics: Some("n".to_owned()) };
+        let preference = Preference { numerics: Some("n".to_owned()), ..Preference::default() };
         assert_eq!(chosen(members, &preference, &[("b", 9)]).as_deref(), Some("b"));
     }
 }

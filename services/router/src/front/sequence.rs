@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::{
     FrontConfig,
     metrics::Metrics,
+    prefixes,
     replicas::{Place, Preference, Replicas},
 };
 
@@ -69,7 +70,8 @@ impl Sequence {
         metrics: Arc<Metrics>,
         bounds: Bounds,
     ) -> Self {
-        let preference = Preference::default();
+        let chain = prefixes::chain(&request.cache_salt, &request.tokens);
+        let preference = Preference { chain, ..Preference::default() };
         Self { request, deadline, replicas, metrics, bounds, preference, tries: 0, scored: 0, mixed: false }
     }
 

@@ -45,10 +45,15 @@ fn begin(endpoint: &str, headers: &HeaderMap) -> Result<(Span, RequestContext), 
 }
 
 /// Asks for the API key.
-pub(super) async fn authenticate(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+pub(super) async fn authenticate(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let key = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     match api.keys.check(key) {
-        Ok(()) => next.run(request).await,
+        Ok(tenant) => {
+            if let Some(context) = request.extensions_mut().get_mut::<RequestContext>() {
+                context.cache_salt = tenant.cache_salt();
+            }
+            next.run(request).await
+        }
         Err(error) => ApiError::from(error).into_response(),
     }
 }
