@@ -96,7 +96,11 @@ impl Answer {
     /// When something was still to come.
     pub fn end(&mut self) -> Result<(), Failure> {
         self.done = self.finish_reason.is_some();
-        if self.done { Ok(()) } else { Err(Failure::Lost("the stream ended before the answer".to_owned())) }
+        if self.done {
+            Ok(())
+        } else {
+            Err(Failure::Lost("connection lost: the stream ended before the answer".to_owned()))
+        }
     }
 
     /// What to send so that the rest comes; `None` where the server cannot go on.

@@ -11,7 +11,11 @@ pub enum Input {
     Empty,
     /// Something for the model.
     Message(String),
-    /// Something for the chat.
+    /// The last question again.
+    Retry,
+    /// The end.
+    Exit,
+    /// Something else for the chat.
     Command(Command),
 }
 
@@ -21,12 +25,10 @@ pub enum Command {
     Help,
     Clear,
     System(Option<String>),
-    Retry,
     Undo,
     Save(PathBuf),
     Seed(Option<u64>),
     Temperature(Option<f32>),
-    Exit,
 }
 
 /// Name, argument and meaning of every command.
@@ -57,32 +59,32 @@ pub fn parse(typed: &str) -> Result<Input, String> {
     }
     let (name, argument) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let argument = Some(argument.trim()).filter(|argument| !argument.is_empty());
-    command(name, argument).map(Input::Command)
+    command(name, argument)
 }
 
-fn command(name: &str, argument: Option<&str>) -> Result<Command, String> {
-    let plain = |command: Command| match argument {
-        None => Ok(command),
+fn command(name: &str, argument: Option<&str>) -> Result<Input, String> {
+    let plain = |input: Input| match argument {
+        None => Ok(input),
         Some(found) => Err(format!("{name}: found {found:?}, expected nothing after it")),
     };
     match name {
-        "/help" | "/?" => plain(Command::Help),
-        "/clear" => plain(Command::Clear),
-        "/retry" => plain(Command::Retry),
-        "/undo" => plain(Command::Undo),
-        "/exit" | "/quit" => plain(Command::Exit),
-        "/system" => Ok(Command::System(argument.map(str::to_owned))),
+        "/help" | "/?" => plain(Input::Command(Command::Help)),
+        "/clear" => plain(Input::Command(Command::Clear)),
+        "/retry" => plain(Input::Retry),
+        "/undo" => plain(Input::Command(Command::Undo)),
+        "/exit" | "/quit" => plain(Input::Exit),
+        "/system" => Ok(Input::Command(Command::System(argument.map(str::to_owned)))),
         "/save" => match argument {
-            Some(file) => Ok(Command::Save(file.into())),
+            Some(file) => Ok(Input::Command(Command::Save(file.into()))),
             None => Err("/save: found nothing, expected a file name".to_owned()),
         },
         "/seed" => {
             let seed = |text: &str| text.parse().map_err(|_| format!("/seed: found {text:?}, expected a whole number"));
-            argument.map(seed).transpose().map(Command::Seed)
+            argument.map(seed).transpose().map(Command::Seed).map(Input::Command)
         }
         "/temperature" => {
             let temperature = |text| number(text).map_err(|wrong| format!("/temperature: {wrong}"));
-            argument.map(temperature).transpose().map(Command::Temperature)
+            argument.map(temperature).transpose().map(Command::Temperature).map(Input::Command)
         }
         _ => Err(format!(
             "there is no command {name}; /help lists them, and a blank before the slash makes it a message"
@@ -125,16 +127,18 @@ mod tests {
             ("/clear ", Command::Clear),
             ("/system  be brief\nand kind ", Command::System(Some("be brief\nand kind".to_owned()))),
             ("/system", Command::System(None)),
-            ("/retry", Command::Retry),
             ("/undo", Command::Undo),
             ("/save a b.json", Command::Save("a b.json".into())),
             ("/seed 7", Command::Seed(Some(7))),
             ("/seed", Command::Seed(None)),
             ("/temperature 0.5", Command::Temperature(Some(0.5))),
-            ("/quit", Command::Exit),
         ] {
             assert_eq!(parse(typed), Ok(Input::Command(command)), "{typed}");
         }
+        assert_eq!(
+            (parse("/retry"), parse("/exit"), parse("/quit")),
+            (Ok(Input::Retry), Ok(Input::Exit), Ok(Input::Exit))
+        );
     }
 
     #[test]
@@ -156,7 +160,8 @@ mod tests {
     fn every_command_of_the_list_is_one() {
         for (name, argument, _) in COMMANDS {
             let argument = if argument.is_empty() { "" } else { "1" };
-            assert!(matches!(parse(&format!("{name} {argument}")), Ok(Input::Command(_))), "{name}");
+            let parsed = parse(&format!("{name} {argument}"));
+            assert!(matches!(parsed, Ok(Input::Command(_) | Input::Retry | Input::Exit)), "{name}: {parsed:?}");
             assert!(help().contains(name));
         }
     }

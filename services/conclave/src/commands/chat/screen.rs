@@ -22,35 +22,48 @@ pub struct Screen<W = Stdout> {
     style: Style,
     /// Whether the next character stands at the beginning of a line.
     at_line_start: bool,
+    /// Whether nothing of an answer has been shown yet.
+    at_answer_start: bool,
 }
 
 impl Screen {
     /// Standard output.
     pub fn new(style: Style) -> Self {
-        Self { out: io::stdout(), style, at_line_start: true }
+        Self { out: io::stdout(), style, at_line_start: true, at_answer_start: true }
     }
 }
 
 impl<W: Write> Screen<W> {
-    /// Shows a part of an answer.
+    /// Shows a part of an answer. For a person, an answer begins with its first visible character.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn text(&mut self, text: &str) -> io::Result<()> {
+        let text = match self.style {
+            Style::Plain => text.to_owned(),
+            Style::Terminal { .. } if self.at_answer_start => printable(text.trim_start()),
+            Style::Terminal { .. } => printable(text),
+        };
         let Some(last) = text.chars().next_back() else { return Ok(()) };
-        self.at_line_start = last == '\n';
-        match self.style {
-            Style::Plain => self.out.write_all(text.as_bytes())?,
-            Style::Terminal { .. } => self.out.write_all(printable(text).as_bytes())?,
-        }
+        (self.at_line_start, self.at_answer_start) = (last == '\n', false);
+        self.out.write_all(text.as_bytes())?;
         self.out.flush()
+    }
+
+    /// The answer has ended: what follows begins on a new line.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn end_answer(&mut self) -> io::Result<()> {
+        self.at_answer_start = true;
+        self.end_line()
     }
 
     /// Begins a new line, if one has begun.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn end_line(&mut self) -> io::Result<()> {
+    fn end_line(&mut self) -> io::Result<()> {
         if !std::mem::replace(&mut self.at_line_start, true) {
             self.out.write_all(b"\n")?;
         }
@@ -130,26 +143,27 @@ mod tests {
     use super::*;
 
     fn screen(style: Style) -> Screen<Vec<u8>> {
-        Screen { out: Vec::new(), style, at_line_start: true }
+        Screen { out: Vec::new(), style, at_line_start: true, at_answer_start: true }
     }
 
     fn shown(style: Style) -> String {
         let mut screen = screen(style);
-        screen.text("a\x1b[2Jb\r").and_then(|()| screen.text("")).expect("a vector takes all");
+        screen.text(" \n").and_then(|()| screen.text("a\x1b[2Jb \r")).expect("a vector takes all");
+        screen.text("").and_then(|()| screen.end_answer()).expect("a vector takes all");
         screen.aside("9 tokens").and_then(|()| screen.gap()).expect("a vector takes all");
-        screen.text("c\n").and_then(|()| screen.end_line()).expect("a vector takes all");
+        screen.text(" c\n").and_then(|()| screen.end_answer()).expect("a vector takes all");
         String::from_utf8(screen.out).expect("text")
     }
 
     #[test]
     fn plain_is_the_answer_and_nothing_else() {
-        assert_eq!(shown(Style::Plain), "a\x1b[2Jb\r\nc\n");
+        assert_eq!(shown(Style::Plain), " \na\x1b[2Jb \r\n c\n");
     }
 
     #[test]
     fn a_terminal_is_not_steered_by_an_answer() {
-        assert_eq!(shown(Style::Terminal { colour: false }), "a[2Jb\n9 tokens\n\nc\n");
-        assert_eq!(shown(Style::Terminal { colour: true }), "a[2Jb\n\x1b[2m9 tokens\x1b[0m\n\nc\n");
+        assert_eq!(shown(Style::Terminal { colour: false }), "a[2Jb \n9 tokens\n\nc\n");
+        assert_eq!(shown(Style::Terminal { colour: true }), "a[2Jb \n\x1b[2m9 tokens\x1b[0m\n\nc\n");
     }
 
     #[test]

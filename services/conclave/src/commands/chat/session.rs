@@ -2,7 +2,7 @@
 
 use std::{fs::File, io::Write, path::PathBuf, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use conclave_serve::id;
 use futures::StreamExt;
 use reqwest::header::CONTENT_TYPE;
@@ -20,6 +20,8 @@ use crate::commands::{Pauses, SamplingArgs, cause};
 
 /// The owner that a server of ours gives for its models: it says token ids, and resumes.
 const OURS: &str = "conclave";
+/// Why a question cannot be taken back or up again.
+const NOTHING: &str = "nothing was asked yet";
 
 /// What every request of the chat has.
 #[derive(Debug, Clone)]
@@ -99,8 +101,9 @@ impl Session {
     /// When nothing can be shown any more.
     pub async fn live(&mut self, typed: &str) -> Result<Flow> {
         match command::parse(typed) {
-            Ok(Input::Command(Command::Exit)) => return Ok(Flow::End),
-            Ok(Input::Command(Command::Retry)) if self.conversation.retry() => self.answer_live().await?,
+            Ok(Input::Exit) => return Ok(Flow::End),
+            Ok(Input::Retry) if self.conversation.retry() => self.answer_live().await?,
+            Ok(Input::Retry) => self.screen.error(NOTHING)?,
             Ok(Input::Command(command)) => self.command_live(command)?,
             Ok(Input::Message(text)) => {
                 self.conversation.ask(text);
@@ -118,8 +121,9 @@ impl Session {
     /// When the command is wrong or the answer fails.
     pub async fn scripted(&mut self, typed: &str) -> Result<Flow> {
         match command::parse(typed).map_err(anyhow::Error::msg)? {
-            Input::Command(Command::Exit) => return Ok(Flow::End),
-            Input::Command(Command::Retry) if self.conversation.retry() => self.answer().await?,
+            Input::Exit => return Ok(Flow::End),
+            Input::Retry if self.conversation.retry() => self.answer().await?,
+            Input::Retry => bail!(NOTHING),
             Input::Command(command) => self.command(command).map(drop)?,
             Input::Message(text) => self.once(text).await?,
             Input::Empty => {}
@@ -139,7 +143,7 @@ impl Session {
     async fn answer(&mut self) -> Result<()> {
         let mut answer = Answer::start(self.resumes, Instant::now());
         let asked = self.ask(&mut answer).await;
-        self.screen.end_line()?;
+        self.screen.end_answer()?;
         asked?;
         self.screen.aside(&answer.summary())?;
         self.conversation.answer(answer.into_text());
@@ -157,7 +161,7 @@ impl Session {
             // Dropping the request closes its connection, which cancels it at the server.
             interrupted = tokio::signal::ctrl_c() => interrupted.map(|()| Ending::Stopped)?,
         };
-        self.screen.end_line()?;
+        self.screen.end_answer()?;
         match ending {
             Ending::Whole => self.screen.aside(&answer.summary())?,
             Ending::Stopped => self.screen.aside(&format!("stopped after {}", answer.summary()))?,
@@ -188,11 +192,7 @@ impl Session {
                 self.conversation.set_system(text);
                 said.to_owned()
             }
-            Command::Retry | Command::Exit => "nothing was asked yet".to_owned(),
-            Command::Undo => match self.conversation.undo() {
-                Some(question) => format!("forgotten: {question}"),
-                None => "nothing was asked yet".to_owned(),
-            },
+            Command::Undo => format!("forgotten: {}", self.conversation.undo().context(NOTHING)?),
             Command::Save(file) => self.save(file)?,
             Command::Seed(seed) => {
                 self.settings.sampling.seed = seed;
@@ -235,8 +235,7 @@ impl Session {
             }
             let Some((pause, number)) = pauses.next() else { return Err(failure.into()) };
             let tries = format!("try {number} of {}", self.settings.retries);
-            let notice = format!("connection lost after {} tokens ({failure}), going on ({tries})", answer.tokens());
-            self.screen.notice(&notice)?;
+            self.screen.notice(&format!("{failure}; going on after {} tokens ({tries})", answer.tokens()))?;
             request.resume = resume;
             tokio::time::sleep(pause).await;
         }
@@ -271,7 +270,11 @@ impl Session {
         }
         let (mut pieces, mut parser) = (response.bytes_stream(), SseParser::default());
         while let Some(piece) = pieces.next().await {
-            let piece = piece.map_err(|error| lost(&error))?;
+            let piece = match piece {
+                Ok(piece) => piece,
+                // All of the answer may have come before.
+                Err(error) => return Ok(answer.end().map_err(|_| lost(&error))?),
+            };
             for data in parser.push(&piece).map_err(Failure::Wrong)? {
                 let text = answer.take(&data, Instant::now())?;
                 self.screen.text(&text)?;
@@ -285,7 +288,7 @@ impl Session {
 }
 
 fn lost(error: &reqwest::Error) -> Failure {
-    Failure::Lost(cause(error))
+    Failure::Lost(format!("connection lost: {}", cause(error)))
 }
 
 /// Whether a server may go on a little later.

@@ -70,7 +70,7 @@ pub async fn run<W: Write>(args: &SessionArgs, request: GenerateRequest, output:
         let lost = match failed {
             Ok(()) => break,
             Err(Failure::Final(error)) => return Err(error),
-            Err(Failure::Broken(lost)) if server.model.is_none() => bail!("no answer from {}: {lost}", args.url),
+            Err(Failure::Broken(lost)) if server.model.is_none() => bail!(lost),
             Err(Failure::Broken(lost)) => lost,
         };
         progress.broke();
@@ -81,8 +81,8 @@ pub async fn run<W: Write>(args: &SessionArgs, request: GenerateRequest, output:
         let Some((pause, number)) = pauses.next() else {
             bail!("{} tries to go on after {tokens} tokens failed, the last one so: {lost}", args.retry.retries);
         };
-        let when = format!("{:.1} s ({number} of {})", pause.as_secs_f64(), args.retry.retries);
-        output.note(&format!("connection lost after {tokens} tokens ({lost}), trying again in {when}"));
+        let tries = format!("try {number} of {}", args.retry.retries);
+        output.note(&format!("{lost}; going on after {tokens} tokens in {:.1} s ({tries})", pause.as_secs_f64()));
         tokio::time::sleep(pause).await;
     }
     output.end();
@@ -109,7 +109,8 @@ impl Server {
         deadline: Option<Instant>,
         output: &mut Output<W>,
     ) -> Result<(), Failure> {
-        let channel = self.endpoint.connect().await.map_err(|error| Failure::Broken(cause(&error)))?;
+        let absent = |error| Failure::Broken(format!("no answer from {}: {}", self.url, cause(&error)));
+        let channel = self.endpoint.connect().await.map_err(absent)?;
         let mut client = InferenceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         self.identify(&mut client, progress).await?;
         let request = GenerateRequest { timeout_ms: left(deadline)?, ..progress.rest() };
@@ -123,7 +124,7 @@ impl Server {
                 return Ok(());
             }
         }
-        Err(Failure::Broken("the stream ended before the answer".to_owned()))
+        Err(Failure::Broken("connection lost: the stream ended before the answer".to_owned()))
     }
 
     /// Makes sure that whoever is there now serves the checkpoint that made the answer so far.
@@ -167,7 +168,7 @@ fn left(deadline: Option<Instant>) -> Result<u64, Failure> {
 /// cannot serve now may do so later.
 fn failure(status: Status) -> Failure {
     if let Some(source) = status.source() {
-        return Failure::Broken(cause(source));
+        return Failure::Broken(format!("connection lost: {}", cause(source)));
     }
     match status.code() {
         Code::Unavailable => Failure::Broken(status.message().to_owned()),
@@ -193,7 +194,9 @@ mod tests {
     fn only_what_may_pass_is_tried_again() {
         assert!(matches!(failure(Status::unavailable("draining")), Failure::Broken(why) if why == "draining"));
         let reset = std::io::Error::new(std::io::ErrorKind::ConnectionReset, "reset");
-        assert!(matches!(failure(Status::from_error(Box::new(reset))), Failure::Broken(why) if why == "reset"));
+        assert!(
+            matches!(failure(Status::from_error(Box::new(reset))), Failure::Broken(why) if why == "connection lost: reset")
+        );
         for status in [Status::invalid_argument("x"), Status::deadline_exceeded("x"), Status::internal("x")] {
             assert!(matches!(failure(status), Failure::Final(_)));
         }
