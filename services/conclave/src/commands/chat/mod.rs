@@ -109,7 +109,7 @@ async fn chat(args: ChatArgs) -> Result<()> {
 
 async fn with_person(mut session: Session, history: Option<PathBuf>) -> Result<()> {
     let (mut editor, trouble) = Editor::new(history)?;
-    let greeting = trouble.into_iter().chain(["/help lists the commands".to_owned()]);
+    let greeting = [session.greeting()].into_iter().chain(trouble);
     greeting.into_iter().try_for_each(|line| session.screen().aside(&line))?;
     loop {
         session.screen().gap()?;

@@ -44,6 +44,8 @@ pub struct Session {
     screen: Screen,
     /// Files that this chat wrote, which it may write again.
     saved: Vec<PathBuf>,
+    /// How many models the server lists.
+    models: usize,
 }
 
 /// What follows a line.
@@ -79,15 +81,15 @@ impl Session {
         let ours = |owner: &Option<String>| owner.as_deref() == Some(OURS);
         let resumes = listed.iter().any(|listed| listed.id == model && ours(&listed.owned_by));
         let conversation = Conversation::new(system);
-        let mut session = Self { endpoint, settings, model, resumes, conversation, screen, saved: Vec::new() };
-        session.greet(listed.len())?;
-        Ok(session)
+        let (models, saved) = (listed.len(), Vec::new());
+        Ok(Self { endpoint, settings, model, resumes, conversation, screen, saved, models })
     }
 
-    fn greet(&mut self, models: usize) -> Result<()> {
-        let more = if models > 1 { format!(", one of {models} models (--model chooses)") } else { String::new() };
-        let greeting = format!("{} at {}{more}", self.model, self.endpoint.base());
-        Ok(self.screen.aside(&greeting)?)
+    /// Whom it talks to, for people.
+    pub fn greeting(&self) -> String {
+        let more =
+            if self.models > 1 { format!(", one of {} models (--model chooses)", self.models) } else { String::new() };
+        format!("{} at {}{more}\n/help lists the commands", self.model, self.endpoint.base())
     }
 
     /// Where it is shown.

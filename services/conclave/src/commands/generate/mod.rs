@@ -15,6 +15,7 @@ use clap::Args;
 
 use super::unless_reader_gone;
 
+use output::{Output, Printer, Terminals};
 pub use request::RequestArgs;
 pub use session::SessionArgs;
 
@@ -34,12 +35,12 @@ Examples:
   conclave generate - --seed 7 < prompt.txt")]
 pub struct GenerateArgs {
     #[command(flatten)]
-    pub request: RequestArgs,
-    #[command(flatten)]
     pub session: SessionArgs,
     /// One JSON object a line instead of text.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub request: RequestArgs,
 }
 
 /// Runs until the last choice has ended.
@@ -49,9 +50,11 @@ pub struct GenerateArgs {
 pub async fn run(args: GenerateArgs) -> Result<()> {
     let request = args.request.request(stdin)?;
     let choices = request.choices.max(1);
-    let printer = if args.json { output::Printer::json() } else { output::Printer::text(choices) };
-    let mut output = output::Output::new(io::stdout(), printer, io::stderr().is_terminal());
-    unless_reader_gone(session::run(&args.session, request, &mut output).await)
+    let printer = if args.json { Printer::json() } else { Printer::text(choices) };
+    let terminals = Terminals { out: io::stdout().is_terminal(), err: io::stderr().is_terminal() };
+    let mut output = Output::new(io::stdout(), printer, terminals);
+    let ended = session::run(&args.session, request, &mut output).await;
+    unless_reader_gone(ended.inspect_err(|_| output.begin_note()))
 }
 
 /// All of standard input without its last line end.

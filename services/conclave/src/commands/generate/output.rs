@@ -145,20 +145,30 @@ fn tokens(tokens: &[ScoredToken]) -> Vec<Value> {
     tokens.iter().map(scored).collect()
 }
 
+/// Whether people read what is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Terminals {
+    /// The answer.
+    pub out: bool,
+    /// What is said besides.
+    pub err: bool,
+}
+
 /// Writes an answer as it comes.
 pub struct Output<W> {
     out: W,
     printer: Printer,
-    /// Whether a person reads what is said besides the answer.
-    person: bool,
+    terminals: Terminals,
+    /// Whether a line of the answer has begun.
+    mid_line: bool,
     speed: Speed,
     seed: u64,
 }
 
 impl<W: Write> Output<W> {
-    /// Writes to `out`; `person` adds a line of figures on standard error.
-    pub fn new(out: W, printer: Printer, person: bool) -> Self {
-        Self { out, printer, person, speed: Speed::start(Instant::now()), seed: 0 }
+    /// Writes to `out`. A person gets a line of figures on standard error.
+    pub fn new(out: W, printer: Printer, terminals: Terminals) -> Self {
+        Self { out, printer, terminals, mid_line: false, speed: Speed::start(Instant::now()), seed: 0 }
     }
 
     /// Writes what an event leads to.
@@ -171,18 +181,28 @@ impl<W: Write> Output<W> {
             Some(Event::Delta(Delta { tokens, .. })) => self.speed.came(tokens.len(), Instant::now()),
             _ => {}
         }
-        self.out.write_all(self.printer.print(event).as_bytes())?;
+        let text = self.printer.print(event);
+        self.mid_line = text.chars().next_back().map_or(self.mid_line, |last| last != '\n');
+        self.out.write_all(text.as_bytes())?;
         self.out.flush()
     }
 
     /// Says something besides the answer.
-    pub fn note(&self, text: &str) {
+    pub fn note(&mut self, text: &str) {
+        self.begin_note();
         eprintln!("conclave: {text}");
     }
 
+    /// Where answer and notes share a terminal, a note gets a line of its own.
+    pub fn begin_note(&mut self) {
+        if self.terminals.out && self.terminals.err && std::mem::take(&mut self.mid_line) {
+            eprintln!();
+        }
+    }
+
     /// The answer has come.
-    pub fn end(&self) {
-        if self.person {
+    pub fn end(&mut self) {
+        if self.terminals.err {
             self.note(&format!("{} · seed {}", self.speed.summary(), self.seed));
         }
     }
