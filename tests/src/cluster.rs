@@ -179,7 +179,8 @@ pub struct Serve {
     pub grpc: String,
     /// How long it took to be ready.
     pub ready_after: Duration,
-    _dir: TempDir,
+    args: Vec<String>,
+    dir: TempDir,
 }
 
 impl Serve {
@@ -192,7 +193,16 @@ impl Serve {
         let mut process = Process::spawn(dir.path(), "serve", &binary(), &args)?;
         let (http, grpc) = (format!("http://{http}"), format!("http://{grpc}"));
         let ready_after = process.wait_ready(&format!("{http}/readyz"), START_LIMIT).await.context("serve")?;
-        Ok(Self { process, http, grpc, ready_after, _dir: dir })
+        Ok(Self { process, http, grpc, ready_after, args, dir })
+    }
+
+    /// Kills it, starts it again on the same ports, with further flags, and waits until it is ready.
+    pub async fn kill_and_start_again(&mut self, flags: &[&str]) -> Result<()> {
+        self.process.kill()?;
+        let args: Vec<String> = self.args.iter().cloned().chain(flags.iter().map(ToString::to_string)).collect();
+        self.process = Process::spawn(self.dir.path(), "serve-again", &binary(), &args)?;
+        self.process.wait_ready(&format!("{}/readyz", self.http), START_LIMIT).await.context("serve again")?;
+        Ok(())
     }
 
     /// A client of it.

@@ -19,15 +19,23 @@ use super::{metrics::Watch, output::Output, sequence::Running};
 /// Events of one request.
 pub type EventStream = BoxStream<'static, Result<GenerateEvent, Error>>;
 
-/// One choice that a replica has taken.
+/// One choice under way.
 pub(crate) struct Choice {
     pub(crate) index: u32,
     pub(crate) prompt: Arc<[u32]>,
     /// Whether the prompt's scores are reported.
     pub(crate) scores: bool,
-    pub(crate) running: Running,
+    pub(crate) course: Course,
     pub(crate) output: Output,
     pub(crate) watch: Watch,
+}
+
+/// How a choice goes on.
+pub(crate) enum Course {
+    /// A replica has taken it.
+    Running(Box<Running>),
+    /// Not at all: it was resumed with all its tokens, the last of which completed this stop string.
+    Stopped(String),
 }
 
 /// Merges the choices' events behind `started`. An error ends the stream; dropping it cancels everything.
@@ -46,10 +54,18 @@ pub(crate) fn merge(started: Started, choices: Vec<Choice>, permit: OwnedSemapho
 impl Choice {
     /// The choice's events, up to its `Finished`.
     fn events(self) -> impl Stream<Item = Result<GenerateEvent, Error>> + Send {
-        let Self { index, prompt, scores, running, mut output, mut watch } = self;
+        let Self { index, prompt, scores, course, mut output, mut watch } = self;
         let event = move |event| GenerateEvent { choice: index, event: Some(event) };
         let mut scores = scores.then(|| first_score(&prompt));
         try_stream! {
+            let running = match course {
+                Course::Running(running) => running,
+                Course::Stopped(stop) => {
+                    watch.end("stop");
+                    yield event(generate_event::Event::Finished(stopped_by(stop, usage(&prompt, &output, 0), true)));
+                    return;
+                }
+            };
             let mut events = std::pin::pin!(running.events());
             while let Some(next) = events.next().await {
                 let (next, exact) = next.inspect_err(|error| watch.end(outcome_of(error)))?;

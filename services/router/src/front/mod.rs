@@ -2,7 +2,8 @@
 //!
 //! A request is checked and resolved (`resolve`), its prompt tokenised on the blocking pool (`prompt`), each choice
 //! given to an attention replica (`replicas`) as a sequence that outlives its replica (`sequence`), its tokens turned
-//! into text (`detokenize`, `stop`, `output`) and the choices merged (`generation`).
+//! into text (`detokenize`, `stop`, `output`) and the choices merged (`generation`). A client whose stream broke says what
+//! it has, and the choices go on from there (`resume`).
 
 mod cluster;
 mod config;
@@ -18,6 +19,7 @@ mod prefixes;
 mod prompt;
 mod replicas;
 mod resolve;
+mod resume;
 mod sequence;
 mod stop;
 mod text;
@@ -41,7 +43,7 @@ pub use link::{AttentionConnector, AttentionLink};
 pub use model::{Defaults, ServedModel};
 pub use text::TextCodec;
 
-use generation::Choice;
+use generation::{Choice, Course};
 use metrics::{Metrics, Watch};
 use output::Output;
 use replicas::Replicas;
@@ -135,7 +137,9 @@ impl Front {
         let deadline = tokio::time::Instant::now() + settings.timeout;
         let prompt: Arc<[u32]> = self.encode("prompt", request.prompt.take(), deadline).await?.into();
         let max_tokens = resolve::fit(self.context_limit(), prompt.len(), settings.max_tokens)?;
-        let permit = self.sequences.clone().try_acquire_many_owned(settings.choices).map_err(|_| self.full())?;
+        resume::fit(&settings.choices, max_tokens)?;
+        let sequences = u32::try_from(settings.choices.len()).unwrap_or(u32::MAX);
+        let permit = self.sequences.clone().try_acquire_many_owned(sequences).map_err(|_| self.full())?;
         let started = v1::Started {
             request_id: context.request_id.clone(),
             seed: settings.sampling.seed,
@@ -143,8 +147,8 @@ impl Front {
             model: self.model.name.clone(),
         };
         let request = sequence_request(&settings, &prompt, max_tokens, context);
-        let choices = (0..settings.choices).map(|index| {
-            let request = SequenceRequest { choice: index, ..request.clone() };
+        let choices = settings.choices.iter().map(|choice| {
+            let request = resume::sequence(&request, choice);
             self.start(request, deadline, &settings, prompt.clone(), begun)
         });
         let choices = future::try_join_all(choices).await?;
@@ -162,12 +166,17 @@ impl Front {
     ) -> Result<Choice, Error> {
         let mut watch = Watch::start(self.metrics.clone(), begun);
         let stop = StopMatcher::new(settings.stop.clone(), settings.include_stop);
-        let output = Output::new(self.model.text.clone(), stop, settings.sampling.min_tokens);
-        let (index, scores) = (request.choice, request.prompt_logprobs.is_some());
+        let mut output = Output::new(self.model.text.clone(), stop, settings.sampling.min_tokens);
+        let generated = &request.tokens[prompt.len()..];
+        let replayed = output.replay(generated).inspect_err(|error| watch.end(generation::outcome_of(error)));
+        let (index, scores) = (request.choice, request.prompt_logprobs.is_some() && generated.is_empty());
+        if let Some(stop) = replayed? {
+            return Ok(Choice { index, prompt, scores, course: Course::Stopped(stop), output, watch });
+        }
         let (replicas, metrics) = (self.replicas.clone(), self.metrics.clone());
         let sequence = Sequence::new(request, deadline, replicas, metrics, Bounds::from(&self.config));
         let running = sequence.start().await.inspect_err(|error| watch.end(generation::outcome_of(error)))?;
-        Ok(Choice { index, prompt, scores, running, output, watch })
+        Ok(Choice { index, prompt, scores, course: Course::Running(Box::new(running)), output, watch })
     }
 
     /// Scores prompts: the logprob of every token after the first, and the `top` likeliest beside it.
@@ -284,7 +293,7 @@ fn random() -> Result<u64, Error> {
         .map_err(|e| Error::new(ErrorKind::Internal, format!("random numbers of the operating system: {e}")))
 }
 
-/// The sequence of choice 0.
+/// The sequence of a choice, as far as all choices share it.
 fn sequence_request(settings: &Settings, prompt: &[u32], max_tokens: u32, context: RequestContext) -> SequenceRequest {
     SequenceRequest {
         request_id: context.request_id,

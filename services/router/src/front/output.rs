@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use conclave_proto::v1::{Delta, ScoredToken};
+use conclave_serve::Error;
 
 use super::{
     detokenize::Detokenizer,
+    resolve,
     stop::{Passed, StopMatcher},
     text::TextCodec,
 };
@@ -46,6 +48,21 @@ impl Output {
         };
         let (text, stop) = self.pass(text);
         Step { delta: Delta { text, tokens: vec![token] }, stop }
+    }
+
+    /// Takes tokens whose text was given before; the stop string that ended the choice with the last of them.
+    ///
+    /// # Errors
+    /// When a stop string ended the choice before the last.
+    pub(crate) fn replay(&mut self, tokens: &[u32]) -> Result<Option<String>, Error> {
+        for (count, &token) in (1..).zip(tokens) {
+            if let Some(stop) = self.push(ScoredToken { token, ..ScoredToken::default() }).stop {
+                let (all, found) = (tokens.len(), format!("the stop string {stop:?} after {count}"));
+                let early = || resolve::invalid("resume", format!("{found} of {all} tokens"), "none before the last");
+                return if count == all { Ok(Some(stop)) } else { Err(early()) };
+            }
+        }
+        Ok(None)
     }
 
     /// Ends the choice: the text that was still withheld, and the stop string that it may end with.

@@ -2,10 +2,10 @@
 
 use std::{collections::HashMap, ops::RangeInclusive, time::Duration};
 
-use conclave_proto::v1::{GenerateRequest, Sampling, SamplingOptions};
+use conclave_proto::v1::{GenerateRequest, Resume, Sampling, SamplingOptions};
 use conclave_serve::Error;
 
-use super::{FrontConfig, FrontError, ServedModel};
+use super::{FrontConfig, FrontError, ServedModel, resume};
 
 /// Longest stop string in bytes.
 const MAX_STOP_BYTES: usize = 1024;
@@ -17,7 +17,8 @@ const MAX_LOGIT_BIAS: usize = 1024;
 /// A request's settings, checked and resolved; the prompt is not among them.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    pub(crate) choices: u32,
+    /// The choices to run, each with what was generated of it before.
+    pub(crate) choices: Vec<Resume>,
     pub(crate) sampling: Sampling,
     /// `None`: up to the context limit.
     pub(crate) max_tokens: Option<u32>,
@@ -39,11 +40,9 @@ pub(crate) fn settings(
     check_model(&request.model, model)?;
     let options = request.sampling.clone().unwrap_or_default();
     let vocab = model.config.vocab;
-    let choices = request.choices.max(1);
-    at_most("choices", choices, config.max_choices)?;
     check_stops(&request.stop, model, config)?;
     Ok(Settings {
-        choices,
+        choices: resume::choices(request, vocab, config.max_choices)?,
         max_tokens: max_tokens(request, options.min_tokens.unwrap_or(0))?,
         sampling: sampling(options, model, seed)?,
         stop: request.stop.clone(),
@@ -74,7 +73,7 @@ pub(crate) fn check_model(asked: &str, model: &ServedModel) -> Result<(), FrontE
     Err(FrontError::ModelNotFound { asked: shortened(asked), served: model.name.clone() })
 }
 
-/// Checks prompt tokens that were given as ids.
+/// Checks tokens that were given as ids.
 pub(crate) fn check_ids(param: &str, ids: &[u32], vocab: usize) -> Result<(), Error> {
     match ids.iter().find(|&&id| id as usize >= vocab) {
         Some(id) => Err(invalid(param, format!("token id {id}"), format!("ids below {vocab}"))),
@@ -177,7 +176,7 @@ fn timeout(asked_ms: u64, config: &FrontConfig) -> Result<Duration, Error> {
     }
 }
 
-fn at_most(param: &str, found: u32, most: u32) -> Result<(), Error> {
+pub(crate) fn at_most(param: &str, found: u32, most: u32) -> Result<(), Error> {
     if found <= most { Ok(()) } else { Err(invalid(param, found, format!("at most {most}"))) }
 }
 

@@ -1,12 +1,12 @@
 //! `POST /v1/chat/completions`.
 
-use conclave_proto::v1::{Chat, GenerateRequest, Message, Prompt, prompt};
+use conclave_proto::v1::{Chat, GenerateRequest, Message, Prompt, Resume, prompt};
 use conclave_serve::Error;
 use serde_json::Value;
 
 use super::{
     fields::{Fields, elements, wrong},
-    request::{self, Shape},
+    request::{self, MAX_CHOICES, Shape},
 };
 
 /// As OpenAI has it.
@@ -31,6 +31,7 @@ pub(super) fn parse(mut fields: Fields) -> Result<(GenerateRequest, Shape), Erro
     let messages = messages(&mut fields)?;
     request.prompt = Some(Prompt { prompt: Some(prompt::Prompt::Chat(Chat { messages })) });
     request.logprobs = logprobs(&mut fields)?;
+    request.resume = resume(&mut fields)?;
     request::finish(fields, NEUTRAL)?;
     Ok((request, shape))
 }
@@ -45,6 +46,22 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u32>, Error> {
         }
         top => Ok(on.then_some(top.unwrap_or(0))),
     }
+}
+
+/// What was received, with `return_token_ids`, of an answer whose stream broke: `index` and `token_ids` of each choice to
+/// go on with.
+fn resume(fields: &mut Fields) -> Result<Vec<Resume>, Error> {
+    const NAME: &str = "resume";
+    let values = fields.array(NAME)?.unwrap_or_default();
+    values.into_iter().enumerate().map(|(i, value)| resumed_choice(&format!("{NAME}[{i}]"), value)).collect()
+}
+
+fn resumed_choice(name: &str, value: Value) -> Result<Resume, Error> {
+    let mut fields = Fields::of(name, value)?;
+    let index = fields.integer("index", 0..=MAX_CHOICES - 1)?.and_then(|index| u32::try_from(index).ok());
+    let tokens = fields.ids("token_ids")?;
+    fields.finish(&[])?;
+    Ok(Resume { choice: index.unwrap_or(0), tokens })
 }
 
 fn messages(fields: &mut Fields) -> Result<Vec<Message>, Error> {
@@ -149,6 +166,16 @@ mod tests {
         let neutral =
             r#""tools":[],"tool_choice":"none","response_format":{"type":"text"},"audio":null,"n":1,"store":false"#;
         assert!(with(neutral).is_ok());
+    }
+
+    #[test]
+    fn a_broken_answer_is_resumed_by_choice() {
+        let (request, _) = with(r#""n":2,"seed":1,"resume":[{"index":1,"token_ids":[5,6]},{}]"#).expect("valid");
+        let of = |choice, tokens: &[u32]| Resume { choice, tokens: tokens.to_vec() };
+        assert_eq!(request.resume, [of(1, &[5, 6]), of(0, &[])]);
+        let (message, param) = refused(with(r#""resume":[{"index":0,"text":"a"}]"#));
+        assert_eq!((&*message, &*param), ("resume[0].text: this field is not supported here", "resume[0].text"));
+        assert_eq!(refused(with(r#""resume":[{"index":128}]"#)).1, "resume[0].index");
     }
 
     #[test]

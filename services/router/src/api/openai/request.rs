@@ -24,7 +24,7 @@ pub(super) struct Shape {
 }
 
 /// Most choices of a prompt, as OpenAI has it.
-const MAX_CHOICES: i64 = 128;
+pub(super) const MAX_CHOICES: i64 = 128;
 /// Metadata that changes nothing in the answer.
 const METADATA: [&str; 4] = ["user", "metadata", "safety_identifier", "prompt_cache_key"];
 

@@ -1,0 +1,32 @@
+//! The commands that are clients.
+
+pub mod chat;
+pub mod generate;
+mod retry;
+mod sampling;
+mod speed;
+
+pub use retry::{Pauses, RetryArgs};
+pub use sampling::SamplingArgs;
+pub use speed::Speed;
+
+use std::{error::Error, io};
+
+use anyhow::Result;
+
+/// The innermost reason of an error, which says most.
+fn cause(error: &dyn Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+/// Whoever read the output has gone, as `head` does: that is an end, not an error.
+fn unless_reader_gone(ended: Result<()>) -> Result<()> {
+    let gone = |error: &anyhow::Error| {
+        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    ended.or_else(|error| if gone(&error) { Ok(()) } else { Err(error) })
+}
