@@ -2,7 +2,8 @@
 
 use std::{process::Command, time::Duration};
 
-use conclave_tests::{Serve, chat, greedy};
+use conclave_proto::v1::{GenerateRequest, generate_event::Event};
+use conclave_tests::{Serve, chat, greedy, tokens};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn is_ready_soon_answers_the_printed_example_and_ends_on_ctrl_c() {
@@ -48,12 +49,38 @@ async fn takes_a_long_context_and_refuses_one_past_the_limit() {
     let serve = Serve::start(&[]).await.unwrap();
     let client = serve.client().await.unwrap();
     let ids: Vec<u32> = (0..4000u32).map(|i| 300 + (i * 7919) % 3000).collect();
-    let answer = client.generate(greedy(conclave_tests::tokens(&ids), 8)).await.unwrap();
+    let answer = client.generate(greedy(tokens(&ids), 8)).await.unwrap();
     assert!(!answer.tokens.is_empty(), "{answer:?}");
 
-    let error = client.stream(greedy(conclave_tests::tokens(&ids), 200)).await.unwrap_err();
+    let error = client.stream(greedy(tokens(&ids), 200)).await.unwrap_err();
     assert_eq!(error.code(), tonic::Code::InvalidArgument);
     for number in ["4096", "4000", "200"] {
         assert!(error.message().contains(number), "{number} in {error}");
     }
+}
+
+/// Tokens of the prompt that were read from the cache, and the answer's tokens.
+async fn cached(serve: &Serve, request: GenerateRequest) -> (u32, Vec<(u32, Option<u32>)>) {
+    let mut stream = serve.client().await.unwrap().stream(request).await.unwrap();
+    let mut answer = Vec::new();
+    loop {
+        match stream.message().await.unwrap().expect("a finished event").event.unwrap() {
+            Event::Delta(delta) => answer.extend(delta.tokens.iter().map(|t| (t.token, t.logprob.map(f32::to_bits)))),
+            Event::Finished(finished) => return (finished.usage.unwrap().cached_tokens, answer),
+            Event::Started(_) | Event::Prompt(_) => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_seen_before_is_read_from_the_cache() {
+    let serve = Serve::start(&[]).await.unwrap();
+    let prompt: Vec<u32> = (0..2000u32).map(|i| 300 + (i * 6007) % 3500).collect();
+    let first = cached(&serve, greedy(tokens(&prompt), 8)).await;
+    let second = cached(&serve, greedy(tokens(&prompt), 8)).await;
+    assert_eq!((first.0, second.0), (0, 1984), "all but the block of the last position");
+    assert_eq!(first.1, second.1);
+
+    let metrics = reqwest::get(format!("{}/metrics", serve.http)).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("conclave_attention_cached_prompt_tokens_total 1984\n"), "{metrics}");
 }
