@@ -190,7 +190,8 @@ impl ModelConfig {
     /// # Errors
     /// Names the field, what was found and what was expected.
     pub fn parse(text: &[u8]) -> Result<Self, ConfigError> {
-        parse::parse(text)
+        let (config, problems) = parse::read(text)?;
+        problems.into_iter().next().map_or(Ok(config), Err)
     }
 
     /// Reads `config.json` of a checkpoint directory.
@@ -198,9 +199,17 @@ impl ModelConfig {
     /// # Errors
     /// When the file cannot be read, or as for [`ModelConfig::parse`].
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
+        let (config, problems) = Self::survey(dir)?;
+        problems.into_iter().next().map_or(Ok(config), Err)
+    }
+
+    /// As [`ModelConfig::read`]; problems that leave the sizes known are gathered.
+    pub(crate) fn survey(dir: &Path) -> Result<(Self, Vec<ModelError>), ModelError> {
         let path = dir.join("config.json");
         let text = files::read(&path)?;
-        Self::parse(&text).map_err(|error| ModelError::Config { path, error })
+        let named = |error| ModelError::Config { path: path.clone(), error };
+        let (config, problems) = parse::read(&text).map_err(named)?;
+        Ok((config, problems.into_iter().map(named).collect()))
     }
 
     /// The one gate between what can be read and what can be served.

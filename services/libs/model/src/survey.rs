@@ -65,17 +65,19 @@ impl Survey {
         let located = locate(location)?;
         let (name, dir) = (located.name.clone(), located.dir.clone());
         let mut problems = Problems::default();
-        let config = problems.keep(ModelConfig::read(&dir));
-        problems.0.extend(config.iter().flat_map(ModelConfig::unservable));
+        let config = problems.keep(ModelConfig::survey(&dir)).map(|(config, wrong)| {
+            problems.0.extend(wrong.into_iter().chain(config.unservable()));
+            config
+        });
 
         let (sources, unreadable) = Sources::open_readable(&dir);
-        let whole = unreadable.is_empty();
+        let is_whole = unreadable.is_empty();
         problems.0.extend(unreadable);
         let fingerprint = config.as_ref().and_then(|config| {
             let placement = place(config, &sources.shards);
-            problems.0.extend(misplaced(config, &placement, &sources, whole));
+            problems.0.extend(misplaced(config, &placement, &sources, is_whole));
             let checkpoint = || Checkpoint::assemble(located, config.clone(), &sources, placement.tensors);
-            let checkpoint = (whole && placement.problems.is_empty()).then(checkpoint)?;
+            let checkpoint = (is_whole && placement.problems.is_empty()).then(checkpoint)?;
             problems.keep(checkpoint).map(|checkpoint| checkpoint.fingerprint().to_string())
         });
 
@@ -100,10 +102,10 @@ impl Problems {
 
 /// What is wrong with tensors, without what other problems have said already: a tensor that may be in a file that
 /// cannot be read is not called missing, and quantised weights are named once, by the configuration.
-fn misplaced(config: &ModelConfig, placement: &Placement, sources: &Sources, whole: bool) -> Vec<ModelError> {
+fn misplaced(config: &ModelConfig, placement: &Placement, sources: &Sources, is_whole: bool) -> Vec<ModelError> {
     let quantised = config.quantization.is_some();
     let told = |(_, error): &&(usize, TensorError)| match error {
-        TensorError::Missing { .. } => whole,
+        TensorError::Missing { .. } => is_whole,
         TensorError::UnsupportedDtype { found, .. } => !quantised || !found.starts_with("F8"),
         TensorError::Extra { tensor, .. } => !quantised || !tensor.ends_with(".weight_scale_inv"),
         _ => true,

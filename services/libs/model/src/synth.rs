@@ -31,7 +31,7 @@ pub enum Preset {
     V2,
     /// DeepSeek-V2-Lite, 16B.
     V2Lite,
-    /// V2's structure in about two megabytes.
+    /// V2's structure in about six megabytes.
     Tiny,
 }
 

@@ -89,6 +89,25 @@ fn a_broken_configuration_hides_neither_tensors_nor_tokenizer() {
 }
 
 #[test]
+fn a_configuration_that_is_refused_is_read_as_far_as_its_sizes_go() {
+    let dir = written(|_| ());
+    let mut config: serde_json::Value = serde_json::from_str(&small().to_json()).unwrap();
+    config["hidden_act"] = "gelu".into();
+    config["mlp_bias"] = true.into();
+    config["scoring_func"] = "sigmoid".into();
+    config["quantization_config"] = serde_json::json!({"quant_method": "awq"});
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let survey = survey(dir.path());
+    let reasons = reasons(&survey);
+    let fields = ["hidden_act", "mlp_bias", "quantization_config.quant_method", "scoring_func"];
+    assert_eq!(reasons.len(), fields.len(), "{reasons:?}");
+    for (reason, field) in reasons.iter().zip(fields) {
+        assert!(reason.starts_with(&format!("config.json: {field}: found")), "{reason}");
+    }
+    assert_eq!(Sizes::of(&survey.config.unwrap()), Sizes::of(&small()));
+}
+
+#[test]
 fn a_file_that_is_cut_short_is_named_once() {
     let dir = written(|_| ());
     let path = dir.path().join(SINGLE);
