@@ -26,6 +26,8 @@ enum Command {
     Expert(Box<process::expert::ExpertArgs>),
     Chat(Box<commands::chat::ChatArgs>),
     Generate(Box<commands::generate::GenerateArgs>),
+    Inspect(Box<commands::inspect::InspectArgs>),
+    Synth(Box<commands::synth::SynthArgs>),
 }
 
 #[tokio::main]
@@ -37,6 +39,8 @@ async fn main() -> ExitCode {
         Command::Expert(args) => process::expert::run(*args).await,
         Command::Chat(args) => commands::chat::run(*args).await,
         Command::Generate(args) => commands::generate::run(*args).await,
+        Command::Inspect(args) => commands::inspect::run(*args).await,
+        Command::Synth(args) => commands::synth::run(*args).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

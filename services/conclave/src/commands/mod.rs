@@ -1,10 +1,13 @@
-//! The commands that are clients.
+//! The commands that are not services.
 
 pub mod chat;
 pub mod generate;
+pub mod inspect;
+mod print;
 mod retry;
 mod sampling;
 mod speed;
+pub mod synth;
 
 pub use retry::{Pauses, RetryArgs};
 pub use sampling::SamplingArgs;

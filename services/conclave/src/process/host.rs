@@ -189,13 +189,16 @@ pub async fn leave(
     limit: Duration,
 ) {
     readiness.set(State::Draining("told to end".to_owned()));
-    if let Err(error) = registration.set_state(MemberState::Leaving).await {
-        tracing::warn!(%error, "could not tell the cluster that this member is leaving");
+    let told = registration.set_state(MemberState::Leaving).await;
+    if let Err(error) = &told {
+        tracing::warn!(%error, "could not tell the cluster that this member is leaving; its record is left to its lease");
     }
     if tokio::time::timeout(limit, drain).await.is_err() {
         tracing::warn!(?limit, "work was still under way at the end of the drain");
     }
-    if let Err(error) = registration.leave().await {
+    if told.is_ok()
+        && let Err(error) = registration.leave().await
+    {
         tracing::warn!(%error, "the record of this member is left to its lease");
     }
 }

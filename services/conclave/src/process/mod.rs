@@ -15,6 +15,6 @@ pub mod router;
 pub mod serve;
 
 pub use attention_node::AttentionArgs;
-pub use checkpoint::ModelArgs;
+pub use checkpoint::{ModelArgs, blocking};
 pub use device::DeviceArgs;
 pub use front::FrontArgs;

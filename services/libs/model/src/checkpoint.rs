@@ -1,10 +1,7 @@
 //! A checkpoint on disk: checked when it is opened, mapped, read tensor by tensor.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use conclave_kernels::{Dtype, Weight};
 use half::bf16;
@@ -12,15 +9,14 @@ use half::bf16;
 use crate::config::GateMethod;
 use crate::location::{Located, locate};
 use crate::sizes::Part;
+use crate::sources::Sources;
 use crate::sys::Mapping;
-use crate::tensors::{HEADER_PREFIX, Index, Location, Shard, TensorError, header_bytes, parse_header, place};
-use crate::{ModelConfig, ModelError, files, fingerprint, memory, names};
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+use crate::tensors::{Location, TensorError, place};
+use crate::{ModelConfig, ModelError, available_memory, files, fingerprint, memory, names};
 
 /// Documents besides the tensors that the fingerprint covers.
-const DOCUMENTS: [&str; 4] = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+pub(crate) const DOCUMENTS: [&str; 4] =
+    ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
 
 /// A checkpoint, mapped into memory.
 ///
@@ -64,13 +60,23 @@ impl Checkpoint {
 
     fn load(located: Located, config: ModelConfig) -> Result<Self, ModelError> {
         let sources = Sources::open(&located.dir)?;
-        let tensors = place(&config, &sources.shards).map_err(|(shard, error)| sources.error(shard, error))?;
+        let tensors = place(&config, &sources.shards).whole().map_err(|(shard, error)| sources.error(shard, error))?;
+        Self::assemble(located, config, &sources, tensors)
+    }
+
+    /// Fingerprints and maps files whose tensors have been found.
+    pub(crate) fn assemble(
+        located: Located,
+        config: ModelConfig,
+        sources: &Sources,
+        tensors: BTreeMap<String, Location>,
+    ) -> Result<Self, ModelError> {
         let documents = documents(&located.dir)?;
         let fingerprint = fingerprint::fingerprint(&documents, &tensors, &sources.files)
             .map_err(|(shard, cause)| sources.io_error(shard, "read a sample", cause))?;
         let maps = sources.map()?;
         let checkpoint = Self { located, config, tensors, maps, fingerprint };
-        checkpoint.check_gate_biases(&sources)?;
+        checkpoint.check_gate_biases(sources)?;
         Ok(checkpoint)
     }
 
@@ -150,7 +156,7 @@ impl Checkpoint {
     /// # Errors
     /// [`ModelError::WeightsDoNotFit`] with both numbers.
     pub fn check_memory(&self, needed: u64) -> Result<(), ModelError> {
-        match available() {
+        match available_memory() {
             Some(left) if left.bytes < needed => {
                 Err(ModelError::WeightsDoNotFit { needed, available: left.bytes, limited_by: left.limited_by })
             }
@@ -166,8 +172,8 @@ impl Checkpoint {
 
     /// How many cells fit into the memory that is left; `usize::MAX` where nothing says how much that is.
     pub fn cells_that_fit(&self) -> usize {
-        let fits = |left: memory::Available| left.bytes / self.cell_bytes().max(1);
-        available().map_or(usize::MAX, |left| usize::try_from(fits(left)).unwrap_or(usize::MAX))
+        let fits = |left: memory::AvailableMemory| left.bytes / self.cell_bytes().max(1);
+        available_memory().map_or(usize::MAX, |left| usize::try_from(fits(left)).unwrap_or(usize::MAX))
     }
 
     fn location(&self, name: &str) -> Result<&Location, ModelError> {
@@ -195,10 +201,6 @@ impl Checkpoint {
     }
 }
 
-fn available() -> Option<memory::Available> {
-    memory::available(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
-}
-
 fn rank(name: &str, found: &[usize], expected: &'static str) -> ModelError {
     ModelError::Rank { name: name.into(), found: found.to_vec(), expected }
 }
@@ -212,83 +214,6 @@ fn floats(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
 
 fn documents(dir: &Path) -> Result<Vec<fingerprint::Document>, ModelError> {
     DOCUMENTS.into_iter().map(|name| Ok((name, files::read_optional(&dir.join(name))?))).collect()
-}
-
-/// The open tensor files of a checkpoint.
-struct Sources {
-    paths: Vec<PathBuf>,
-    files: Vec<File>,
-    shards: Vec<Shard>,
-}
-
-impl Sources {
-    fn open(dir: &Path) -> Result<Self, ModelError> {
-        let mut sources = Self { paths: Vec::new(), files: Vec::new(), shards: Vec::new() };
-        let single = dir.join(SINGLE);
-        if single.is_file() {
-            let file = File::open(&single).map_err(ModelError::io(&single, "open"))?;
-            sources.push(single, file)?;
-            return Ok(sources);
-        }
-        let path = dir.join(INDEX);
-        let Some(text) = files::read_optional(&path)? else {
-            return Err(ModelError::Tensor { path: dir.to_path_buf(), error: TensorError::NoWeights });
-        };
-        let index = Index::parse(&text).map_err(ModelError::tensor(&path))?;
-        for (name, tensor) in index.shards() {
-            let shard = dir.join(name);
-            let file = File::open(&shard).map_err(|cause| missing_shard(&path, &shard, name, tensor, cause))?;
-            let shard = sources.push(shard, file)?;
-            index.check_shard(name, &shard.entries).map_err(ModelError::tensor(&path))?;
-        }
-        Ok(sources)
-    }
-
-    /// Reads the header of a file and keeps both.
-    fn push(&mut self, path: PathBuf, file: File) -> Result<&Shard, ModelError> {
-        let shard = read_header(&path, &file)?;
-        self.paths.push(path);
-        self.files.push(file);
-        self.shards.push(shard);
-        Ok(&self.shards[self.shards.len() - 1])
-    }
-
-    fn map(&self) -> Result<Vec<Mapping>, ModelError> {
-        let map = |(path, file): (&PathBuf, &File)| Mapping::new(file).map_err(ModelError::io(path, "map"));
-        self.paths.iter().zip(&self.files).map(map).collect()
-    }
-
-    fn error(&self, shard: usize, error: TensorError) -> ModelError {
-        ModelError::Tensor { path: self.paths[shard].clone(), error }
-    }
-
-    fn io_error(&self, shard: usize, action: &'static str, cause: io::Error) -> ModelError {
-        ModelError::Io { path: self.paths[shard].clone(), action, cause }
-    }
-}
-
-fn missing_shard(index: &Path, shard: &Path, name: &str, tensor: &str, cause: io::Error) -> ModelError {
-    if cause.kind() != io::ErrorKind::NotFound {
-        return ModelError::io(shard, "open")(cause);
-    }
-    ModelError::tensor(index)(TensorError::MissingShard { file: name.into(), tensor: tensor.into() })
-}
-
-fn read_header(path: &Path, file: &File) -> Result<Shard, ModelError> {
-    let io = |action| ModelError::io(path, action);
-    let file_bytes = file.metadata().map_err(io("read the length"))?.len();
-    if file_bytes < HEADER_PREFIX {
-        let error = TensorError::Truncated { found: file_bytes, expected: HEADER_PREFIX, part: "length of the header" };
-        return Err(ModelError::tensor(path)(error));
-    }
-    let mut prefix = [0; HEADER_PREFIX as usize];
-    file.read_exact_at(&mut prefix, 0).map_err(io("read the length of the header"))?;
-    let length = header_bytes(prefix, file_bytes).map_err(ModelError::tensor(path))?;
-    let mut header = vec![0; length as usize];
-    file.read_exact_at(&mut header, HEADER_PREFIX).map_err(io("read the header"))?;
-    let data_begin = HEADER_PREFIX + length;
-    let entries = parse_header(&header, file_bytes - data_begin).map_err(ModelError::tensor(path))?;
-    Ok(Shard { entries, data_begin })
 }
 
 #[cfg(test)]

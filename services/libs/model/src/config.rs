@@ -103,6 +103,22 @@ pub struct BlockQuantization {
     pub cols: usize,
 }
 
+/// What a configuration says of token ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TokenIds {
+    /// Ids are below it.
+    pub(crate) vocab: usize,
+    pub(crate) bos: Option<u32>,
+    pub(crate) eos: Vec<u32>,
+}
+
+impl TokenIds {
+    /// Where there is no configuration to ask: more ids than any vocabulary has.
+    pub(crate) fn unknown() -> Self {
+        Self { vocab: 1 << 22, bos: None, eos: Vec::new() }
+    }
+}
+
 /// The architecture of a checkpoint: checked, both spellings read, defaults resolved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -174,7 +190,8 @@ impl ModelConfig {
     /// # Errors
     /// Names the field, what was found and what was expected.
     pub fn parse(text: &[u8]) -> Result<Self, ConfigError> {
-        parse::parse(text)
+        let (config, problems) = parse::read(text)?;
+        problems.into_iter().next().map_or(Ok(config), Err)
     }
 
     /// Reads `config.json` of a checkpoint directory.
@@ -182,9 +199,17 @@ impl ModelConfig {
     /// # Errors
     /// When the file cannot be read, or as for [`ModelConfig::parse`].
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
+        let (config, problems) = Self::survey(dir)?;
+        problems.into_iter().next().map_or(Ok(config), Err)
+    }
+
+    /// As [`ModelConfig::read`]; problems that leave the sizes known are gathered.
+    pub(crate) fn survey(dir: &Path) -> Result<(Self, Vec<ModelError>), ModelError> {
         let path = dir.join("config.json");
         let text = files::read(&path)?;
-        Self::parse(&text).map_err(|error| ModelError::Config { path, error })
+        let named = |error| ModelError::Config { path: path.clone(), error };
+        let (config, problems) = parse::read(&text).map_err(named)?;
+        Ok((config, problems.into_iter().map(named).collect()))
     }
 
     /// The one gate between what can be read and what can be served.
@@ -192,23 +217,27 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError::NotSupported`] names what is not served yet.
     pub fn check_servable(&self) -> Result<(), ModelError> {
-        let refuse =
-            |field, found: &str, expected| Err(ModelError::NotSupported { field, found: found.to_string(), expected });
-        if self.kind != ModelKind::DeepseekV2 {
-            return refuse("model_type", self.kind.name(), "deepseek_v2");
-        }
-        if self.gate_method == GateMethod::NoauxTc {
-            return refuse("topk_method", self.gate_method.name(), "greedy or group_limited_greedy");
-        }
-        if self.quantization.is_some() {
-            return refuse("quantization_config", "fp8", "bf16 or f32 weights");
-        }
-        Ok(())
+        self.unservable().into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Everything that keeps the architecture from being served, each a [`ModelError::NotSupported`].
+    pub fn unservable(&self) -> Vec<ModelError> {
+        let reason =
+            |field, found: &str, expected| ModelError::NotSupported { field, found: found.to_string(), expected };
+        let kind = (self.kind != ModelKind::DeepseekV2).then(|| reason("model_type", self.kind.name(), "deepseek_v2"));
+        let method = (self.gate_method == GateMethod::NoauxTc)
+            .then(|| reason("topk_method", self.gate_method.name(), "greedy or group_limited_greedy"));
+        let quantization = self.quantization.map(|_| reason("quantization_config", "fp8", "bf16 or f32 weights"));
+        [kind, method, quantization].into_iter().flatten().collect()
     }
 
     /// The configuration as the text of a `config.json`.
     pub fn to_json(&self) -> String {
         write::to_json(self)
+    }
+
+    pub(crate) fn tokens(&self) -> TokenIds {
+        TokenIds { vocab: self.vocab, bos: self.bos_token, eos: self.eos_tokens.clone() }
     }
 
     /// Layers with routed experts, ascending.

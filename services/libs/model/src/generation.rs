@@ -5,8 +5,11 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::Checkpoint;
+use crate::config::TokenIds;
 use crate::json::{self, Fields, JsonError};
 use crate::{ModelConfig, ModelError, files};
+
+pub(crate) const GENERATION_CONFIG: &str = "generation_config.json";
 
 /// Recommended sampling settings; what the file does not say is `None`.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -41,19 +44,23 @@ impl GenerationDefaults {
     /// # Errors
     /// As for [`Checkpoint::generation`].
     pub fn read(dir: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
-        let path = dir.join("generation_config.json");
-        let Some(text) = files::read_optional(&path)? else {
-            return Ok(Self { eos: config.eos_tokens.clone(), ..Self::default() });
-        };
-        let document = json::object(&text).map_err(ModelError::json(&path))?;
-        Self::parse(&document, config).map_err(ModelError::json(&path))
+        Self::read_with(dir, &config.tokens())
     }
 
-    fn parse(document: &Map<String, Value>, config: &ModelConfig) -> Result<Self, JsonError> {
+    pub(crate) fn read_with(dir: &Path, tokens: &TokenIds) -> Result<Self, ModelError> {
+        let path = dir.join(GENERATION_CONFIG);
+        let Some(text) = files::read_optional(&path)? else {
+            return Ok(Self { eos: tokens.eos.clone(), ..Self::default() });
+        };
+        let document = json::object(&text).map_err(ModelError::json(&path))?;
+        Self::parse(&document, tokens).map_err(ModelError::json(&path))
+    }
+
+    fn parse(document: &Map<String, Value>, tokens: &TokenIds) -> Result<Self, JsonError> {
         let fields = Fields::root(document);
         let eos = json::token_ids(&fields, "eos_token_id")?;
-        if let Some(id) = eos.iter().find(|id| **id as usize >= config.vocab) {
-            let expected = format!("less than vocab_size = {}", config.vocab);
+        if let Some(id) = eos.iter().find(|id| **id as usize >= tokens.vocab) {
+            let expected = format!("less than vocab_size = {}", tokens.vocab);
             return Err(fields.out_of_range("eos_token_id", id, &expected));
         }
         let top_k = fields.integer("top_k", 0..=u64::from(u32::MAX))?.filter(|top_k| *top_k > 0);
@@ -62,7 +69,7 @@ impl GenerationDefaults {
             top_p: number(&fields, "top_p", "above 0, at most 1", |p| p > 0.0 && p <= 1.0)?,
             top_k: top_k.map(|top_k| top_k as u32),
             repetition_penalty: number(&fields, "repetition_penalty", "above 0", |p| p > 0.0)?,
-            eos: if eos.is_empty() { config.eos_tokens.clone() } else { eos },
+            eos: if eos.is_empty() { tokens.eos.clone() } else { eos },
             do_sample: fields.flag("do_sample")?,
         })
     }
@@ -87,7 +94,7 @@ mod tests {
     use crate::config::presets;
 
     fn parse(document: Value) -> Result<GenerationDefaults, JsonError> {
-        GenerationDefaults::parse(document.as_object().unwrap(), &presets::tiny())
+        GenerationDefaults::parse(document.as_object().unwrap(), &presets::tiny().tokens())
     }
 
     #[test]

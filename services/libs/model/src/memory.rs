@@ -5,23 +5,30 @@ use std::path::{Path, PathBuf};
 
 /// Memory left, and what limits it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Available {
-    pub(crate) bytes: u64,
-    pub(crate) limited_by: String,
+pub struct AvailableMemory {
+    /// Bytes that may still be taken.
+    pub bytes: u64,
+    /// The machine's figure or the control group's file that says so.
+    pub limited_by: String,
+}
+
+/// What this process may still take. `None` where nothing says how much that is.
+pub fn available_memory() -> Option<AvailableMemory> {
+    available(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
 }
 
 /// Looks under the roots of `/proc` and `/sys/fs/cgroup`. `None` where neither says anything.
-pub(crate) fn available(proc: &Path, cgroup: &Path) -> Option<Available> {
+fn available(proc: &Path, cgroup: &Path) -> Option<AvailableMemory> {
     let machine = fs::read_to_string(proc.join("meminfo")).ok().and_then(|text| machine(&text));
     let groups = fs::read_to_string(proc.join("self/cgroup")).unwrap_or_default();
     let limits = directories(&groups, cgroup).into_iter().filter_map(|(dir, names)| group(&dir, names));
     machine.into_iter().chain(limits).min_by_key(|available| available.bytes)
 }
 
-fn machine(meminfo: &str) -> Option<Available> {
+fn machine(meminfo: &str) -> Option<AvailableMemory> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(Available { bytes: kib.saturating_mul(1024), limited_by: "MemAvailable".into() })
+    Some(AvailableMemory { bytes: kib.saturating_mul(1024), limited_by: "MemAvailable".into() })
 }
 
 /// Files of one version of control groups: limit, usage.
@@ -48,12 +55,12 @@ fn directories(groups: &str, root: &Path) -> Vec<(PathBuf, FileNames)> {
 }
 
 /// What one group leaves: its limit less what is used; cached file pages count as free, for the kernel drops them.
-fn group(dir: &Path, [limit, usage]: FileNames) -> Option<Available> {
+fn group(dir: &Path, [limit, usage]: FileNames) -> Option<AvailableMemory> {
     let number = |name: &str| fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
     let max = number(limit)?;
     let cached = fs::read_to_string(dir.join("memory.stat")).map_or(0, |stat| cached(&stat));
     let used = number(usage)?.saturating_sub(cached);
-    Some(Available { bytes: max.saturating_sub(used), limited_by: dir.join(limit).display().to_string() })
+    Some(AvailableMemory { bytes: max.saturating_sub(used), limited_by: dir.join(limit).display().to_string() })
 }
 
 fn cached(stat: &str) -> u64 {
@@ -76,7 +83,7 @@ mod tests {
         }
     }
 
-    fn look(files: &[(&str, &str)]) -> Option<Available> {
+    fn look(files: &[(&str, &str)]) -> Option<AvailableMemory> {
         let root = tempfile::tempdir().unwrap();
         write(root.path(), files);
         let mut available = available(&root.path().join("proc"), &root.path().join("cgroup"))?;
@@ -90,7 +97,7 @@ mod tests {
     #[test]
     fn without_groups_the_machine_limits() {
         let found = look(&[MEMINFO]).unwrap();
-        assert_eq!(found, Available { bytes: 500 * 1024, limited_by: "MemAvailable".into() });
+        assert_eq!(found, AvailableMemory { bytes: 500 * 1024, limited_by: "MemAvailable".into() });
     }
 
     #[test]
@@ -104,7 +111,7 @@ mod tests {
             ("cgroup/pod/container/memory.max", "max\n"),
             ("cgroup/pod/container/memory.current", "90000\n"),
         ]);
-        let expected = Available { bytes: 80000, limited_by: "cgroup/pod/memory.max".into() };
+        let expected = AvailableMemory { bytes: 80000, limited_by: "cgroup/pod/memory.max".into() };
         assert_eq!(found.unwrap(), expected);
     }
 

@@ -43,6 +43,21 @@ impl Part {
             Self::LmHead => "lm_head",
         }
     }
+
+    /// The part that a tensor of this name belongs to, its scales included; `None` for names of other architectures.
+    pub(crate) fn of(name: &str) -> Option<Self> {
+        let has = |piece| name.contains(piece);
+        match name.strip_prefix("model.") {
+            None => name.starts_with("lm_head.").then_some(Self::LmHead),
+            Some(rest) if rest.starts_with("embed_tokens.") => Some(Self::Embed),
+            Some(_) if has(".self_attn.") => Some(Self::Attention),
+            Some(rest) if has("_layernorm.") || rest.starts_with("norm.") => Some(Self::Norms),
+            Some(_) if has(".mlp.shared_experts.") => Some(Self::Shared),
+            Some(_) if has(".mlp.experts.") => Some(Self::Routed),
+            Some(_) if has(".mlp.gate.") => Some(Self::Gates),
+            Some(_) => has(".mlp.").then_some(Self::Dense),
+        }
+    }
 }
 
 /// Parameters of a model, per part and per cell.
@@ -57,6 +72,8 @@ pub struct Sizes {
     pub cells: usize,
     /// Parameters that take part in one token: all but the experts not chosen.
     pub activated: u64,
+    /// Parameters that decoding one token alone reads: the activated ones, of the embedding one row.
+    pub decoded: u64,
     /// Elements of the latent cache a token, over all layers.
     pub latent_elements: u64,
 }
@@ -70,12 +87,14 @@ impl Sizes {
         let cells = config.cell_groups();
         let expert = u64::try_from(expert_wide(config)).unwrap_or(u64::MAX);
         let idle = (experts - config.experts_per_token as u64) * moe_layers * expert;
+        let activated = parts.iter().sum::<u64>() - idle;
         Self {
             parts,
             expert,
             cell: experts.checked_div(cells as u64).unwrap_or(0) * moe_layers * expert,
             cells,
-            activated: parts.iter().sum::<u64>() - idle,
+            activated,
+            decoded: activated - parts[Part::Embed as usize] + config.hidden as u64,
             latent_elements: (config.layers * config.cached_elements()) as u64,
         }
     }
@@ -173,6 +192,7 @@ mod tests {
         assert_eq!(sizes.cell_bytes(Dtype::Bf16), 59 * 20 * 23_592_960 * 2);
         assert_eq!((sizes.latent_elements, sizes.latent_bytes(Dtype::Bf16)), (34_560, 69_120));
         assert_eq!(sizes.activated, 21_375_800_320);
+        assert_eq!(sizes.decoded * 2, 41_703_034_880);
     }
 
     #[test]
@@ -184,6 +204,7 @@ mod tests {
         assert_eq!((sizes.part(Part::Dense), sizes.expert), (67_239_936, 8_650_752));
         assert_eq!((sizes.cells, sizes.latent_bytes(Dtype::Bf16)), (8, 31_104));
         assert_eq!(sizes.activated, 2_661_150_208);
+        assert_eq!(sizes.decoded * 2, 4_902_874_112);
     }
 
     #[test]
@@ -195,5 +216,16 @@ mod tests {
                 assert_eq!(of(&config, part), tensors.map(|tensor| elements(&tensor.shape)).sum::<u64>(), "{part:?}");
             }
         }
+    }
+
+    #[test]
+    fn names_tell_the_part() {
+        for config in [presets::v2(), presets::v2_lite(), presets::tiny()] {
+            for tensor in expected(&config) {
+                assert_eq!(Part::of(&tensor.name), Some(tensor.part), "{}", tensor.name);
+            }
+        }
+        assert_eq!(Part::of("model.layers.3.mlp.experts.1.up_proj.weight_scale_inv"), Some(Part::Routed));
+        assert_eq!(Part::of("transformer.h.0.attn.weight"), None);
     }
 }

@@ -21,6 +21,7 @@ use random::Normal;
 
 use crate::config::presets;
 use crate::sizes::Sizes;
+use crate::sources::INDEX;
 use crate::{ModelConfig, ModelError, sys};
 
 /// Which model's shapes to write.
@@ -30,7 +31,7 @@ pub enum Preset {
     V2,
     /// DeepSeek-V2-Lite, 16B.
     V2Lite,
-    /// V2's structure in about two megabytes.
+    /// V2's structure in about six megabytes.
     Tiny,
 }
 
@@ -93,9 +94,12 @@ pub enum SynthError {
     /// Too little room.
     #[error("{}: {needed} bytes needed, {available} available on the disk", path.display())]
     DiskTooSmall { path: PathBuf, needed: u64, available: u64 },
+    /// Asked to stop.
+    #[error("{}: stopped before it was complete; what was written is removed", path.display())]
+    Stopped { path: PathBuf },
 }
 
-/// What was written.
+/// What is written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Written {
     /// The architecture.
@@ -105,6 +109,8 @@ pub struct Written {
     /// Tensor files.
     pub files: usize,
 }
+
+const CONFIG: &str = "config.json";
 
 /// Bytes of one tensor file, unless a single tensor is larger.
 const SHARD_BYTES: u64 = 4 << 30;
@@ -126,42 +132,93 @@ impl SynthOptions {
             config.bos_token = Some(0);
             config.eos_tokens = vec![1];
         }
-        let path = self.out.join("config.json");
+        let path = self.out.join(CONFIG);
         ModelConfig::parse(config.to_json().as_bytes()).map_err(|error| ModelError::Config { path, error })
     }
+
+    /// What these options would write.
+    ///
+    /// # Errors
+    /// As for [`SynthOptions::config`].
+    pub fn plan(&self) -> Result<Written, ModelError> {
+        let config = self.config()?;
+        let shards = plan::plan(&config, SHARD_BYTES);
+        let bytes = shards.iter().map(ShardPlan::file_bytes).sum();
+        Ok(Written { config, bytes, files: shards.len() })
+    }
 }
 
-/// Writes a checkpoint. `progress(done, total)` is told of bytes, from several threads.
+/// Who watches the writing of a checkpoint. Asked and told from several threads.
+pub trait Watch: Sync {
+    /// `done` of `total` bytes are written.
+    fn progress(&self, done: u64, total: u64);
+
+    /// Whether to stop.
+    fn stopped(&self) -> bool {
+        false
+    }
+}
+
+impl<F: Fn(u64, u64) + Sync> Watch for F {
+    fn progress(&self, done: u64, total: u64) {
+        self(done, total);
+    }
+}
+
+/// Writes a checkpoint.
 ///
 /// # Errors
-/// When the options are out of bounds, the directory is not empty, the disk is too small, or writing fails. What was
-/// written until then stays, without the `config.json` that would make it a checkpoint.
-pub fn write(options: &SynthOptions, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Written, ModelError> {
-    write_shards(options, SHARD_BYTES, progress)
+/// When the options are out of bounds, the directory is not empty, the disk is too small, writing fails, or `watch`
+/// says to stop. What was written until then is removed. Whatever ends the process, there is no `config.json`, which
+/// would make it a checkpoint, before everything else is written.
+pub fn write(options: &SynthOptions, watch: &dyn Watch) -> Result<Written, ModelError> {
+    write_shards(options, SHARD_BYTES, watch)
 }
 
-fn write_shards(
-    options: &SynthOptions,
-    shard_bytes: u64,
-    progress: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Written, ModelError> {
+fn write_shards(options: &SynthOptions, shard_bytes: u64, watch: &dyn Watch) -> Result<Written, ModelError> {
     let config = options.config()?;
+    let is_new = !options.out.exists();
     prepare(&options.out, Sizes::of(&config).total() * random::ELEMENT_BYTES)?;
     let shards = plan::plan(&config, shard_bytes);
-    let total = shards.iter().map(ShardPlan::file_bytes).sum();
+    let written = write_files(options, &config, &shards, watch);
+    if written.is_err() {
+        clear(&options.out, &shards, is_new);
+    }
+    written
+}
 
-    let normal = Normal::new();
-    let done = AtomicU64::new(0);
-    let advance = |bytes: u64| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, total);
-    for shard in &shards {
+fn write_files(
+    options: &SynthOptions,
+    config: &ModelConfig,
+    shards: &[ShardPlan],
+    watch: &dyn Watch,
+) -> Result<Written, ModelError> {
+    let total = shards.iter().map(ShardPlan::file_bytes).sum();
+    let writer = Writer { seed: options.seed, normal: Normal::new(), done: AtomicU64::new(0), total, watch };
+    for shard in shards {
         let path = options.out.join(&shard.file);
-        write_shard(&path, shard, options.seed, &normal, &advance).map_err(ModelError::io(&path, "write"))?;
+        writer.write(&path, shard).map_err(ModelError::io(&path, "write"))?;
+        if watch.stopped() {
+            return Err(SynthError::Stopped { path: options.out.clone() }.into());
+        }
     }
-    if let Some(index) = plan::index(&shards) {
-        write_text(&options.out.join("model.safetensors.index.json"), &index)?;
+    if let Some(index) = plan::index(shards) {
+        write_text(&options.out.join(INDEX), &index)?;
     }
-    write_text(&options.out.join("config.json"), &config.to_json())?;
-    Ok(Written { config, bytes: total, files: shards.len() })
+    write_text(&options.out.join(CONFIG), &config.to_json())?;
+    Ok(Written { config: config.clone(), bytes: total, files: shards.len() })
+}
+
+/// Removes what was written, as far as the system lets it, the configuration first; and the directory if it `is_new`.
+fn clear(out: &Path, shards: &[ShardPlan], is_new: bool) {
+    let files = shards.iter().map(|shard| shard.file.as_str());
+    for name in [CONFIG, INDEX].into_iter().chain(files) {
+        // A file that was not begun is not there; one that cannot be removed is harmless without a configuration.
+        let _ = fs::remove_file(out.join(name));
+    }
+    if is_new {
+        let _ = fs::remove_dir(out);
+    }
 }
 
 /// Makes the directory; refuses one with something in it or on a disk that is too small.
@@ -184,36 +241,46 @@ fn write_text(path: &Path, text: &str) -> Result<(), ModelError> {
     fs::write(path, text).map_err(ModelError::io(path, "write"))
 }
 
-/// Writes one file; its chunks are made and written by as many threads as there are cores.
-fn write_shard(
-    path: &Path,
-    shard: &ShardPlan,
+/// What the threads that write have in common.
+struct Writer<'a> {
     seed: u64,
-    normal: &Normal,
-    advance: &(dyn Fn(u64) + Sync),
-) -> io::Result<()> {
-    let file = File::create_new(path)?;
-    file.set_len(shard.file_bytes())?;
-    file.write_all_at(&shard.header, 0)?;
-    advance(shard.header.len() as u64);
-    let chunks = shard.chunks(CHUNK_BYTES as u64);
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut buffer = vec![0; CHUNK_BYTES];
-        while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let bytes = &mut buffer[..chunk.bytes as usize];
-            fill(chunk, seed, normal, bytes);
-            file.write_all_at(bytes, shard.header.len() as u64 + chunk.begin)?;
-            advance(chunk.bytes);
-        }
-        Ok(())
-    };
-    let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let results = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        results.collect::<Vec<io::Result<()>>>().into_iter().collect()
-    })
+    normal: Normal,
+    /// Bytes written so far.
+    done: AtomicU64,
+    total: u64,
+    watch: &'a dyn Watch,
+}
+
+impl Writer<'_> {
+    fn advance(&self, bytes: u64) {
+        self.watch.progress(self.done.fetch_add(bytes, Ordering::Relaxed) + bytes, self.total);
+    }
+
+    /// Writes one file; its chunks are made and written by as many threads as there are cores.
+    fn write(&self, path: &Path, shard: &ShardPlan) -> io::Result<()> {
+        let file = File::create_new(path)?;
+        file.set_len(shard.file_bytes())?;
+        file.write_all_at(&shard.header, 0)?;
+        self.advance(shard.header.len() as u64);
+        let chunks = shard.chunks(CHUNK_BYTES as u64);
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut buffer = vec![0; CHUNK_BYTES];
+            while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)).filter(|_| !self.watch.stopped()) {
+                let bytes = &mut buffer[..chunk.bytes as usize];
+                fill(chunk, self.seed, &self.normal, bytes);
+                file.write_all_at(bytes, shard.header.len() as u64 + chunk.begin)?;
+                self.advance(chunk.bytes);
+            }
+            Ok(())
+        };
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_THREADS);
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            let results = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            results.collect::<Vec<io::Result<()>>>().into_iter().collect()
+        })
+    }
 }
 
 fn fill(chunk: &Chunk<'_>, seed: u64, normal: &Normal, out: &mut [u8]) {

@@ -8,12 +8,10 @@ mod index;
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
-pub(crate) use expected::Expected;
-pub(crate) use expected::expected;
+pub(crate) use expected::{Expected, expected};
 use header::Entry;
 
-pub(crate) use check::{Location, Shard, place};
+pub(crate) use check::{Location, Placement, Shard, ignored, place};
 pub use error::TensorError;
 pub(crate) use header::{HEADER_PREFIX, header_bytes, parse as parse_header};
 pub(crate) use index::Index;

@@ -23,6 +23,7 @@ use settings::Settings;
 use vocabulary::{Added, Vocabulary};
 
 use crate::checkpoint::Checkpoint;
+use crate::config::TokenIds;
 use crate::{ModelConfig, ModelError, files, json};
 
 /// A tokenizer with its chat template.
@@ -53,11 +54,15 @@ impl Text {
     /// # Errors
     /// As for [`Checkpoint::text`].
     pub fn read(dir: &Path, config: &ModelConfig) -> Result<Option<Self>, ModelError> {
+        Self::read_with(dir, &config.tokens())
+    }
+
+    pub(crate) fn read_with(dir: &Path, tokens: &TokenIds) -> Result<Option<Self>, ModelError> {
         let path = dir.join("tokenizer.json");
         let Some(text) = files::read_optional(&path)? else { return Ok(None) };
         let document = json::object(&text).map_err(ModelError::json(&path))?;
         let at_tokenizer = |error| ModelError::Text { path: path.clone(), error };
-        let vocabulary = Vocabulary::read(&document, config.vocab).map_err(at_tokenizer)?;
+        let vocabulary = Vocabulary::read(&document, tokens.vocab).map_err(at_tokenizer)?;
         let plain = plain::tokenizer(document, &vocabulary).map_err(at_tokenizer)?;
 
         let settings = Settings::read(dir)?;
@@ -66,8 +71,8 @@ impl Text {
             None => Ok(given.filter(|id| vocabulary.has(*id))),
             Some(token) => vocabulary.id(token).map(Some).ok_or_else(|| TextError::unknown_token(field, token)),
         };
-        let bos = id(&settings.bos, "bos_token", config.bos_token).map_err(at_settings)?;
-        let eos = id(&settings.eos, "eos_token", config.eos_tokens.first().copied()).map_err(at_settings)?;
+        let bos = id(&settings.bos, "bos_token", tokens.bos).map_err(at_settings)?;
+        let eos = id(&settings.eos, "eos_token", tokens.eos.first().copied()).map_err(at_settings)?;
         if settings.adds_bos && bos.is_none() {
             return Err(at_settings(TextError::NoBos));
         }
@@ -134,6 +139,11 @@ impl Text {
     /// One past the highest id that has a string: at most the rows of lm_head.
     pub fn real_vocab(&self) -> usize {
         self.vocabulary.len()
+    }
+
+    /// How many ids have a string.
+    pub fn strings(&self) -> usize {
+        self.vocabulary.strings()
     }
 
     /// Whether an id has a string; one that has none must not be sampled.

@@ -68,12 +68,14 @@ pub(super) async fn report(replicas: &Replicas, fingerprint: &str, load: &dyn Cl
     let view = replicas.view();
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis());
     let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
+    let verified = |member: &Member| view.is_verified(&member.instance);
     let members = future::join_all(view.members.iter().map(|member| async move {
         let (queue, health) = match member.role {
             Role::Attention => attention_load(replicas, member).await,
             Role::Expert => (load.queued_rows(&member.instance), load.health(&member.instance)),
             Role::Router => (None, None),
         };
+        let health = seen(health, verified(member));
         describe(member, now_ms, queue, health)
     }));
     v1::Cluster {
@@ -81,6 +83,15 @@ pub(super) async fn report(replicas: &Replicas, fingerprint: &str, load: &dyn Cl
         coordinator_reachable: view.reachable,
         members: members.await,
         cells: cells(&view, fingerprint, load),
+    }
+}
+
+/// One word for a member: what is known of it, unless its record is gone and nothing worse is known.
+fn seen(health: Option<String>, verified: bool) -> String {
+    match health {
+        Some(health) if verified || health == "set-aside" => health,
+        _ if !verified => "unverified".to_owned(),
+        _ => "unknown".to_owned(),
     }
 }
 
@@ -92,7 +103,7 @@ async fn attention_load(replicas: &Replicas, member: &Member) -> (Option<u32>, O
     }
 }
 
-fn describe(member: &Member, now_ms: u64, load: Option<u32>, health: Option<String>) -> v1::ClusterMember {
+fn describe(member: &Member, now_ms: u64, load: Option<u32>, health: String) -> v1::ClusterMember {
     let role = match member.role {
         Role::Router => "router",
         Role::Attention => "attention",
@@ -113,7 +124,7 @@ fn describe(member: &Member, now_ms: u64, load: Option<u32>, health: Option<Stri
         cells: member.cells.iter().map(|&cell| cell.into()).collect(),
         age_ms: now_ms.saturating_sub(member.since_ms),
         load: load.unwrap_or(0),
-        health: health.unwrap_or_else(|| "unknown".to_owned()),
+        health,
     }
 }
 
@@ -131,4 +142,17 @@ fn cells(view: &ClusterView, fingerprint: &str, load: &dyn ClusterLoad) -> Vec<v
         rows: load.cell_rows(cell),
     };
     cells.into_iter().map(replicas).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_without_a_record_is_unverified_unless_it_is_known_to_fail() {
+        let of = |health: Option<&str>, verified| seen(health.map(str::to_owned), verified);
+        assert_eq!([of(Some("ok"), true), of(None, true)], ["ok", "unknown"]);
+        assert_eq!([of(Some("ok"), false), of(None, false)], ["unverified", "unverified"]);
+        assert_eq!([of(Some("set-aside"), true), of(Some("set-aside"), false)], ["set-aside", "set-aside"]);
+    }
 }

@@ -1,11 +1,13 @@
 //! Whole checkpoints: read back, refused by name, told apart.
 
 use std::fs;
+use std::path::PathBuf;
 
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::sources::{INDEX, SINGLE};
 use crate::testing::{self, Stored, fixture, small};
 
 fn open(dir: &Path) -> Result<Checkpoint, ModelError> {

@@ -8,11 +8,19 @@ const MAX_COUNT: u64 = 1 << 16;
 /// Largest width.
 const MAX_WIDTH: u64 = i32::MAX as u64;
 
-pub(super) fn parse(text: &[u8]) -> Result<ModelConfig, ConfigError> {
+/// What a document says of an architecture, and what is wrong with it.
+pub(super) type Read = (ModelConfig, Vec<ConfigError>);
+
+/// Reads a document. Problems that leave the sizes of the model known are gathered; a quantisation among them counts as
+/// none.
+///
+/// # Errors
+/// The first problem that does not.
+pub(super) fn read(text: &[u8]) -> Result<Read, ConfigError> {
     let document = json::object(text)?;
     let fields = Fields::root(&document);
     let kind = kind(&fields)?;
-    check_fixed(&fields)?;
+    let mut problems = check_fixed(&fields);
     let heads = heads(&fields)?;
     let (rope_theta, rope_scaling) = rope::read(&fields)?;
     let gate = gate::read(&fields, kind)?;
@@ -47,10 +55,14 @@ pub(super) fn parse(text: &[u8]) -> Result<ModelConfig, ConfigError> {
         max_position: width(&fields, "max_position_embeddings")?,
         bos_token: fields.integer("bos_token_id", 0..=vocab as u64 - 1)?.map(|id| id as u32),
         eos_tokens: eos(&fields, vocab)?,
-        quantization: quantization(&fields)?,
+        quantization: quantization(&fields).unwrap_or_else(|error| {
+            problems.push(error);
+            None
+        }),
     };
-    rules::check(&config)?;
-    Ok(config)
+    rules::check_sizes(&config)?;
+    problems.extend(rules::check(&config));
+    Ok((config, problems))
 }
 
 fn kind(fields: &Fields<'_>) -> Result<ModelKind, ConfigError> {
@@ -62,21 +74,22 @@ fn kind(fields: &Fields<'_>) -> Result<ModelKind, ConfigError> {
 }
 
 /// Fields that have one value only.
-fn check_fixed(fields: &Fields<'_>) -> Result<(), ConfigError> {
-    let activation = fields.required_text("hidden_act")?;
-    if activation != "silu" {
-        return Err(ConfigError::HiddenAct { found: json::quote(activation) });
-    }
-    if fields.flag("attention_bias")? == Some(true) {
-        return Err(ConfigError::AttentionBias);
-    }
-    if fields.flag("mlp_bias")? == Some(true) {
-        return Err(ConfigError::MlpBias);
-    }
-    if fields.flag("tie_word_embeddings")? == Some(true) {
-        return Err(ConfigError::TiedEmbeddings);
-    }
-    Ok(())
+fn check_fixed(fields: &Fields<'_>) -> Vec<ConfigError> {
+    let activation = match fields.required_text("hidden_act") {
+        Ok("silu") => None,
+        Ok(other) => Some(ConfigError::HiddenAct { found: json::quote(other) }),
+        Err(error) => Some(error.into()),
+    };
+    let off = |key, refusal| match fields.flag(key) {
+        Ok(set) => (set == Some(true)).then_some(refusal),
+        Err(error) => Some(error.into()),
+    };
+    let flags = [
+        off("attention_bias", ConfigError::AttentionBias),
+        off("mlp_bias", ConfigError::MlpBias),
+        off("tie_word_embeddings", ConfigError::TiedEmbeddings),
+    ];
+    activation.into_iter().chain(flags.into_iter().flatten()).collect()
 }
 
 fn heads(fields: &Fields<'_>) -> Result<usize, ConfigError> {

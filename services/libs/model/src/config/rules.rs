@@ -6,12 +6,9 @@ use crate::sizes;
 /// Bytes in all that still count with room in 64 bits.
 const MAX_BYTES: u128 = 1 << 60;
 
-pub(super) fn check(config: &ModelConfig) -> Result<(), ConfigError> {
-    if !config.qk_rope.is_multiple_of(2) {
-        return Err(ConfigError::OddRope { found: config.qk_rope });
-    }
+/// What the sizes must be to each other for the model to have any.
+pub(super) fn check_sizes(config: &ModelConfig) -> Result<(), ConfigError> {
     if let Some(experts) = config.routed_experts {
-        check_gate(config)?;
         check_groups(config, experts)?;
     }
     let bytes = sizes::parameters_wide(config).saturating_mul(4);
@@ -19,6 +16,12 @@ pub(super) fn check(config: &ModelConfig) -> Result<(), ConfigError> {
         return Err(ConfigError::TooLarge { what: "bytes of all weights in f32", found: bytes, limit: MAX_BYTES });
     }
     Ok(())
+}
+
+/// What else is not as it must be.
+pub(super) fn check(config: &ModelConfig) -> Vec<ConfigError> {
+    let odd = (!config.qk_rope.is_multiple_of(2)).then_some(ConfigError::OddRope { found: config.qk_rope });
+    odd.into_iter().chain(config.routed_experts.and_then(|_| check_gate(config).err())).collect()
 }
 
 fn check_gate(config: &ModelConfig) -> Result<(), ConfigError> {

@@ -72,6 +72,47 @@ fn progress_ends_at_the_total() {
     assert_eq!(told.last(), Some(&(shape.bytes, shape.bytes)));
 }
 
+/// Says to stop once bytes have been written.
+#[derive(Default)]
+struct StopEarly(std::sync::atomic::AtomicU64);
+
+impl Watch for StopEarly {
+    fn progress(&self, done: u64, _: u64) {
+        self.0.store(done, Ordering::Relaxed);
+    }
+
+    fn stopped(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 300_000
+    }
+}
+
+#[test]
+fn a_writing_that_is_stopped_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    for made_before in [false, true] {
+        if made_before {
+            fs::create_dir(&options.out).unwrap();
+        }
+        let error = write_shards(&options, 100_000, &StopEarly::default()).unwrap_err();
+        assert!(matches!(error, ModelError::Synth(SynthError::Stopped { .. })), "{error}");
+        assert_eq!(options.out.exists(), made_before, "a directory that was there stays");
+        assert!(!made_before || fs::read_dir(&options.out).unwrap().next().is_none());
+    }
+    write(&options, &|_, _| ()).unwrap();
+}
+
+#[test]
+fn a_plan_is_what_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(dir.path());
+    let plan = options.plan().unwrap();
+    assert!(!options.out.exists());
+    assert_eq!(write(&options, &|_, _| ()).unwrap(), plan);
+    let full = SynthOptions { preset: Preset::V2, layers: None, ..options };
+    assert_eq!(full.plan().unwrap().files, 111, "4 GiB a file");
+}
+
 #[test]
 fn a_directory_with_something_in_it_is_refused() {
     let dir = tempfile::tempdir().unwrap();

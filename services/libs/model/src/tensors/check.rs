@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use conclave_kernels::Dtype;
 
-use super::{Entry, TensorError, expected};
+use super::{Entry, Expected, TensorError, expected};
 use crate::sizes::Part;
 use crate::{ModelConfig, ModelKind, names};
 
@@ -27,34 +27,57 @@ pub(crate) struct Shard {
     pub(crate) data_begin: u64,
 }
 
-/// Finds every tensor of the architecture; refuses what is missing, mis-shaped, of another type, or left over.
-pub(crate) fn place(
-    config: &ModelConfig,
-    shards: &[Shard],
-) -> Result<BTreeMap<String, Location>, (usize, TensorError)> {
+/// Where the tensors of the architecture lie, as far as they are there.
+#[derive(Debug, Default)]
+pub(crate) struct Placement {
+    pub(crate) tensors: BTreeMap<String, Location>,
+    /// What is missing, mis-shaped, of another type, or left over, with the index of its file.
+    pub(crate) problems: Vec<(usize, TensorError)>,
+}
+
+impl Placement {
+    /// All tensors, or the first problem.
+    pub(crate) fn whole(self) -> Result<BTreeMap<String, Location>, (usize, TensorError)> {
+        self.problems.into_iter().next().map_or(Ok(self.tensors), Err)
+    }
+}
+
+/// Finds every tensor of the architecture.
+pub(crate) fn place(config: &ModelConfig, shards: &[Shard]) -> Placement {
     let mut found: BTreeMap<&str, (usize, &Entry)> = BTreeMap::new();
     for (index, shard) in shards.iter().enumerate() {
         found.extend(shard.entries.iter().map(|entry| (entry.name.as_str(), (index, entry))));
     }
-    let mut placed = BTreeMap::new();
+    let mut placement = Placement::default();
     for wanted in expected(config) {
         let Some((shard, entry)) = found.remove(wanted.name.as_str()) else {
-            return Err((0, TensorError::Missing { tensor: wanted.name, expected: wanted.shape }));
+            let error = TensorError::Missing { tensor: wanted.name, expected: wanted.shape };
+            placement.problems.push((0, error));
+            continue;
         };
-        let dtype = servable(entry).map_err(|error| (shard, error))?;
-        if !entry.shape.iter().copied().eq(wanted.shape.iter().map(|dim| *dim as u64)) {
-            let (tensor, found) = (wanted.name, entry.shape.clone());
-            return Err((shard, TensorError::Shape { tensor, found, expected: wanted.shape }));
+        match fits(&wanted, entry) {
+            Err(error) => placement.problems.push((shard, error)),
+            Ok(dtype) => {
+                let begin = shards[shard].data_begin + entry.begin;
+                let bytes = entry.end - entry.begin;
+                let location = Location { shard, dtype, shape: wanted.shape, part: wanted.part, begin, bytes };
+                placement.tensors.insert(wanted.name, location);
+            }
         }
-        let begin = shards[shard].data_begin + entry.begin;
-        let bytes = entry.end - entry.begin;
-        let location = Location { shard, dtype, shape: wanted.shape, part: wanted.part, begin, bytes };
-        placed.insert(wanted.name, location);
     }
-    match found.into_values().find(|(_, entry)| !ignored(config, &entry.name)) {
-        Some((shard, entry)) => Err((shard, left_over(config, entry))),
-        None => Ok(placed),
+    let extra = found.into_values().filter(|(_, entry)| !ignored(config, &entry.name));
+    placement.problems.extend(extra.map(|(shard, entry)| (shard, left_over(config, entry))));
+    placement
+}
+
+/// The element type of a tensor that is as the architecture wants it.
+fn fits(wanted: &Expected, entry: &Entry) -> Result<Dtype, TensorError> {
+    let dtype = servable(entry)?;
+    if entry.shape.iter().copied().eq(wanted.shape.iter().map(|dim| *dim as u64)) {
+        return Ok(dtype);
     }
+    let (tensor, found) = (wanted.name.clone(), entry.shape.clone());
+    Err(TensorError::Shape { tensor, found, expected: wanted.shape.clone() })
 }
 
 fn servable(entry: &Entry) -> Result<Dtype, TensorError> {
@@ -66,7 +89,7 @@ fn servable(entry: &Entry) -> Result<Dtype, TensorError> {
 }
 
 /// Rotary frequencies follow from the configuration; V3 carries one more layer, for speculation.
-fn ignored(config: &ModelConfig, name: &str) -> bool {
+pub(crate) fn ignored(config: &ModelConfig, name: &str) -> bool {
     let speculation = config.kind == ModelKind::DeepseekV3 && name.starts_with(names::layer(config.layers).prefix());
     name.ends_with("rotary_emb.inv_freq") || speculation
 }

@@ -91,6 +91,10 @@ impl Vocabulary {
         self.pieces.len()
     }
 
+    pub(super) fn strings(&self) -> usize {
+        self.pieces.iter().flatten().count()
+    }
+
     pub(super) fn added(&self) -> &[Added] {
         &self.added
     }
