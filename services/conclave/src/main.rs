@@ -3,6 +3,7 @@
 // Nothing is reachable from outside of a binary.
 #![allow(unreachable_pub)]
 
+mod commands;
 mod process;
 
 use std::process::ExitCode;
@@ -23,6 +24,7 @@ enum Command {
     Router(Box<process::router::RouterArgs>),
     Attention(Box<process::attention::AttentionCommand>),
     Expert(Box<process::expert::ExpertArgs>),
+    Bench(Box<commands::bench::BenchArgs>),
 }
 
 #[tokio::main]
@@ -32,6 +34,7 @@ async fn main() -> ExitCode {
         Command::Router(args) => process::router::run(*args).await,
         Command::Attention(args) => process::attention::run(*args).await,
         Command::Expert(args) => process::expert::run(*args).await,
+        Command::Bench(args) => commands::bench::run(*args).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,3 @@
+//! The commands that are not services.
+
+pub mod bench;
