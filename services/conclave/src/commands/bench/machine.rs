@@ -1,6 +1,6 @@
 //! The machine that is measured on: what it is, what it can do at most, and what processes take of it.
 
-use std::{fs, sync::Arc};
+use std::fs;
 
 use anyhow::{Context, Result, bail};
 use conclave_kernels::{
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::limits::Rates;
 
-/// Passes over memory, and bursts of multiply-adds: the best one counts.
+/// Passes over memory, and bursts of multiply-adds, at the beginning and at the end of a run.
 const SAMPLES: usize = 15;
 /// Bytes of a pass, unless memory is small: several times the largest caches.
 const READ_BYTES: u64 = 1 << 30;
@@ -52,12 +52,12 @@ pub fn load() -> Option<f64> {
 
 /// What the machine can do at most with `threads` threads, and the samples behind it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Probed {
+pub struct Limits {
     /// Threads.
     pub threads: usize,
     /// Instruction set.
     pub isa: String,
-    /// The best of the samples.
+    /// The best of the samples: a limit is not what others leave of it.
     pub rates: Rates,
     /// Bytes a second.
     pub read_samples: Vec<f64>,
@@ -65,20 +65,36 @@ pub struct Probed {
     pub flops_samples: Vec<f64>,
 }
 
-/// Measures reads of memory and multiply-adds from registers. Blocks.
-///
-/// # Errors
-/// When there is no memory, or the machine lacks the instruction set.
-pub fn probe(threads: usize, isa: Isa, machine: &Machine) -> Result<Probed> {
-    let pool: Arc<Pool> = Pool::new(threads)?;
-    let memory = ReadProbe::new(READ_BYTES.min(machine.memory_bytes / 8).max(1 << 20) as usize)?;
-    memory.rate(&pool);
-    let read_samples: Vec<f64> = (0..SAMPLES).map(|_| memory.rate(&pool)).collect();
-    drop(memory);
-    let flops_samples = (0..SAMPLES).map(|_| Ok(2.0 * multiply_add_rate(&pool, isa)?)).collect::<Result<Vec<f64>>>()?;
-    let best = |samples: &[f64]| samples.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-    let rates = Rates { read: best(&read_samples), flops: best(&flops_samples) };
-    Ok(Probed { threads, isa: isa.to_string(), rates, read_samples, flops_samples })
+impl Limits {
+    /// Nothing measured yet.
+    pub fn new(threads: usize, isa: Isa) -> Self {
+        let rates = Rates { read: f64::MIN_POSITIVE, flops: f64::MIN_POSITIVE };
+        Self { threads, isa: isa.to_string(), rates, read_samples: Vec::new(), flops_samples: Vec::new() }
+    }
+
+    /// Measures reads of memory and multiply-adds from registers. Blocks.
+    ///
+    /// # Errors
+    /// When there is no memory, or the machine lacks the instruction set.
+    pub fn probe(&mut self, machine: &Machine) -> Result<()> {
+        let (pool, isa) = (Pool::new(self.threads)?, self.isa.parse()?);
+        let memory = ReadProbe::new(READ_BYTES.min(machine.memory_bytes / 8).max(1 << 20) as usize)?;
+        memory.rate(&pool);
+        for _ in 0..SAMPLES {
+            self.read_samples.push(memory.rate(&pool));
+            self.flops_samples.push(2.0 * multiply_add_rate(&pool, isa)?);
+        }
+        self.rates.read = self.read_samples.iter().copied().fold(self.rates.read, f64::max);
+        self.rates.flops = self.flops_samples.iter().copied().fold(self.rates.flops, f64::max);
+        Ok(())
+    }
+}
+
+/// Begins the peak of this process's memory anew: the limits, measured before, took some.
+pub fn forget_peak_memory() {
+    if let Err(error) = fs::write("/proc/self/clear_refs", "5") {
+        tracing::warn!(%error, "the peak memory includes that of measuring the limits");
+    }
 }
 
 /// Most memory that a process has had resident so far, in bytes.

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{
     limits::Rates,
     measure::{Bench, Shape},
-    profiled::{Log, Recorder},
+    profiled::{Recorder, Step},
 };
 
 /// The time of one step, and of the operations in it.
@@ -14,7 +14,7 @@ use super::{
 pub struct Profile {
     /// What kind of step.
     pub name: String,
-    /// From one token to the next, or from a request to its first token.
+    /// From its beginning to the next one's.
     pub seconds: f64,
     /// One an operation, the longest first.
     pub lines: Vec<Line>,
@@ -25,8 +25,8 @@ pub struct Profile {
 pub struct Line {
     /// Its name, and the shape `[out, in]` of its matrix.
     pub operation: String,
-    /// In one step.
-    pub calls: f64,
+    /// How many.
+    pub calls: u64,
     /// To be read by all of them.
     pub bytes: f64,
     /// To be done by all of them.
@@ -38,18 +38,21 @@ pub struct Line {
 }
 
 impl Profile {
-    fn new(name: String, seconds: f64, log: &Log, rates: &Rates) -> Self {
-        let line = |(operation, taken): (_, &super::profiled::Taken)| Line {
-            operation: ToString::to_string(operation),
-            calls: taken.calls,
-            bytes: taken.work.bytes,
-            flops: taken.work.flops,
-            seconds: taken.seconds,
-            limit: rates.seconds(taken.work),
-        };
-        let mut lines: Vec<Line> = log.0.iter().map(line).collect();
+    /// Of a step on a machine with these rates.
+    pub fn new(name: &str, step: &Step, rates: &Rates) -> Self {
+        let operations = step.operations.iter();
+        let mut lines: Vec<Line> = operations
+            .map(|(operation, taken)| Line {
+                operation: operation.to_string(),
+                calls: taken.calls,
+                bytes: taken.work.bytes,
+                flops: taken.work.flops,
+                seconds: taken.seconds,
+                limit: rates.seconds(taken.work),
+            })
+            .collect();
         lines.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
-        Self { name, seconds, lines }
+        Self { name: name.to_owned(), seconds: step.seconds, lines }
     }
 
     /// Time outside of the operations: the ways to and from the experts, gate, sums, scheduling, sampling, delivery.
@@ -58,9 +61,9 @@ impl Profile {
     }
 }
 
-/// What to profile.
+/// What to look at.
 #[derive(Debug, Clone, Copy)]
-pub struct Steps {
+pub struct Wanted {
     /// Tokens of the prompt whose prefill is looked at; one step.
     pub chunk: usize,
     /// Context of the decode steps.
@@ -69,29 +72,40 @@ pub struct Steps {
     pub tokens: usize,
 }
 
-/// Profiles the prefill of one chunk, and decode steps of one stream: what a request for many tokens took beyond one for
-/// a single token.
+/// The prefill of one chunk and a decode step of one stream, each the one of median duration among several.
 ///
 /// # Errors
 /// When a request fails or takes longer than a measurement may.
-pub async fn run(bench: &mut Bench, recorder: &Recorder, steps: Steps, rates: &Rates) -> Result<Vec<Profile>> {
-    let (seconds, log) = recorded(bench, recorder, steps.chunk, 1).await?;
-    let chunk = Profile::new(format!("prefill of {} tokens", steps.chunk), seconds, &log, rates);
-    let (first_seconds, first) = recorded(bench, recorder, steps.context, 1).await?;
-    let (seconds, all) = recorded(bench, recorder, steps.context, 1 + steps.tokens).await?;
-    let count = steps.tokens as f64;
-    let name = format!("decode step of 1 stream, context {}", steps.context);
-    let decode = Profile::new(name, (seconds - first_seconds) / count, &all.per_step(&first, count), rates);
-    Ok(vec![chunk, decode])
+pub async fn run(bench: &mut Bench, recorder: &Recorder, wanted: Wanted) -> Result<[(String, Step); 2]> {
+    let Wanted { chunk, context, tokens } = wanted;
+    let mut chunks = Vec::new();
+    for _ in 0..bench.repeat {
+        chunks.extend(steps(bench, recorder, Shape { streams: 1, prompt: chunk, tokens: 1 }).await?);
+    }
+    // One more step than is looked at: the end of the last one is not seen.
+    let decode = steps(bench, recorder, Shape { streams: 1, prompt: context, tokens: 2 + tokens }).await?;
+    let decode = decode.into_iter().skip_while(|step| step.rows != 1).take(tokens).collect();
+    match (median(chunks), median(decode)) {
+        (Some(chunk_step), Some(decode_step)) => Ok([
+            (format!("prefill of {chunk} tokens"), chunk_step),
+            (format!("decode step of 1 stream, context {context}"), decode_step),
+        ]),
+        _ => bail!("--profile: not done in time; --limit may be raised"),
+    }
 }
 
-/// The time of a request until its last token, and the operations until its end.
-async fn recorded(bench: &mut Bench, recorder: &Recorder, prompt: usize, tokens: usize) -> Result<(f64, Log)> {
+/// The steps of a request; none when it was not done in time.
+async fn steps(bench: &mut Bench, recorder: &Recorder, shape: Shape) -> Result<Vec<Step>> {
     recorder.start();
-    let arrivals = bench.streams(Shape { streams: 1, prompt, tokens }, bench.deadline()).await;
-    let log = recorder.stop();
-    match arrivals?.first().and_then(|times| times.get(tokens - 1)) {
-        Some(seconds) => Ok((*seconds, log)),
-        None => bail!("--profile: {tokens} tokens after {prompt} were not there in time; --limit may be raised"),
-    }
+    let arrivals = bench.streams(shape, bench.deadline()).await;
+    let steps = recorder.stop();
+    let done = arrivals?.iter().all(|times| times.len() == shape.tokens);
+    Ok(if done { steps } else { Vec::new() })
+}
+
+/// The step of median duration.
+fn median(mut steps: Vec<Step>) -> Option<Step> {
+    steps.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+    let middle = steps.len() / 2;
+    steps.into_iter().nth(middle)
 }

@@ -36,62 +36,58 @@ impl fmt::Display for Operation {
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Taken {
     /// How many.
-    pub calls: f64,
+    pub calls: u64,
     /// Time.
     pub seconds: f64,
     /// What they had to do at least.
     pub work: Work,
 }
 
-impl Taken {
-    /// What is left without `part`, divided by `steps`.
-    fn per_step(self, part: Self, steps: f64) -> Self {
-        let each = |all: f64, part: f64| (all - part) / steps;
-        Self {
-            calls: each(self.calls, part.calls),
-            seconds: each(self.seconds, part.seconds),
-            work: Work { bytes: each(self.work.bytes, part.work.bytes), flops: each(self.work.flops, part.work.flops) },
-        }
-    }
-}
-
-/// What operations took.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Log(pub BTreeMap<Operation, Taken>);
-
-impl Log {
-    /// What is in this log beside `part`, divided by `steps`.
-    pub fn per_step(&self, part: &Self, steps: f64) -> Self {
-        let rest = |(operation, all): (&Operation, &Taken)| {
-            let part = part.0.get(operation).copied().unwrap_or_default();
-            (*operation, all.per_step(part, steps))
-        };
-        Self(self.0.iter().map(rest).filter(|(_, taken)| taken.calls > 0.0).collect())
-    }
+/// One step of the engine: from its embedding to the next one's.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// Rows.
+    pub rows: usize,
+    /// How long it took.
+    pub seconds: f64,
+    /// What its operations took.
+    pub operations: BTreeMap<Operation, Taken>,
+    begun: Instant,
 }
 
 /// Takes the notes of a [`Profiled`] device, when it is told to.
 #[derive(Debug, Default)]
 pub struct Recorder {
     on: AtomicBool,
-    log: Mutex<Log>,
+    steps: Mutex<Vec<Step>>,
 }
 
 impl Recorder {
     /// From now on notes are taken, beginning with none.
     pub fn start(&self) {
-        *self.lock() = Log::default();
+        self.lock().clear();
         self.on.store(true, Ordering::Relaxed);
     }
 
-    /// No more notes; those taken.
-    pub fn stop(&self) -> Log {
+    /// No more notes; the steps noted. The last one ends here.
+    pub fn stop(&self) -> Vec<Step> {
         self.on.store(false, Ordering::Relaxed);
-        std::mem::take(&mut *self.lock())
+        let mut steps = self.lock();
+        close(&mut steps);
+        std::mem::take(&mut *steps)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<Step>> {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A step of `rows` rows begins.
+    fn begin(&self, rows: usize) {
+        if self.on.load(Ordering::Relaxed) {
+            let mut steps = self.lock();
+            close(&mut steps);
+            steps.push(Step { rows, seconds: 0.0, operations: BTreeMap::new(), begun: Instant::now() });
+        }
     }
 
     /// Runs an operation. While notes are taken one runs at a time, so that the time of each is its own: the trunk's
@@ -100,17 +96,26 @@ impl Recorder {
         if !self.on.load(Ordering::Relaxed) {
             return run();
         }
-        let mut log = self.lock();
+        let mut steps = self.lock();
         let started = Instant::now();
         let result = run();
         let seconds = started.elapsed().as_secs_f64();
-        let (operation, work) = note();
-        let taken = log.0.entry(operation).or_default();
-        taken.calls += 1.0;
-        taken.seconds += seconds;
-        taken.work.bytes += work.bytes;
-        taken.work.flops += work.flops;
+        if let Some(step) = steps.last_mut() {
+            let (operation, work) = note();
+            let taken = step.operations.entry(operation).or_default();
+            taken.calls += 1;
+            taken.seconds += seconds;
+            taken.work.bytes += work.bytes;
+            taken.work.flops += work.flops;
+        }
         result
+    }
+}
+
+/// The last step ends now.
+fn close(steps: &mut [Step]) {
+    if let Some(step) = steps.last_mut() {
+        step.seconds = step.begun.elapsed().as_secs_f64();
     }
 }
 
@@ -220,6 +225,7 @@ impl<D: Device> Device for Profiled<D> {
     }
 
     fn embed(&self, table: &D::Table, tokens: &[u32], out: &mut [f32]) {
+        self.recorder.begin(tokens.len());
         let bytes = (out.len() * self.activation().size()) as f64;
         let note = || (plain("embed"), Work { bytes, flops: 0.0 });
         self.recorder.time(note, || self.device.embed(table, tokens, out));
@@ -306,36 +312,45 @@ mod tests {
         device.load_matrix(Weight::new(Dtype::F32, &bytes, outputs, inputs).unwrap()).unwrap()
     }
 
+    /// Begins a step, as the engine does.
+    fn embed<D: Device>(device: &D, rows: usize) {
+        let table = device.load_table(Weight::new(Dtype::F32, &[0; 32], 2, 4).unwrap()).unwrap();
+        device.embed(&table, &vec![1; rows], &mut vec![0.0; rows * 4]);
+    }
+
     #[test]
-    fn operations_are_noted_only_when_asked_for() {
+    fn operations_are_noted_step_by_step_when_asked_for() {
         let (device, recorder) = device();
         let w = matrix(&device, 32, 8);
         device.linear(&[1.0; 16], &w, &mut [0.0; 64]);
         recorder.start();
+        embed(&device, 2);
         device.linear(&[1.0; 16], &w, &mut [0.0; 64]);
         device.linear(&[1.0; 8], &w, &mut [0.0; 32]);
-        let log = recorder.stop();
+        embed(&device, 1);
+        let steps = recorder.stop();
         device.linear(&[1.0; 8], &w, &mut [0.0; 32]);
-        let (operation, taken) = log.0.first_key_value().unwrap();
-        assert_eq!((operation.to_string(), log.0.len(), taken.calls), ("linear 32x8".into(), 1, 2.0));
-        assert_eq!(taken.work, Work { bytes: 2.0 * 32.0 * 8.0 * 4.0, flops: 2.0 * 3.0 * 32.0 * 8.0 });
-        assert!(taken.seconds > 0.0);
-        assert_eq!(recorder.stop(), Log::default());
+        assert!(recorder.stop().is_empty());
+
+        assert_eq!(steps.iter().map(|step| step.rows).collect::<Vec<_>>(), [2, 1]);
+        let names: Vec<String> = steps[0].operations.keys().map(Operation::to_string).collect();
+        assert_eq!((names, steps[1].operations.len()), (vec!["embed".into(), "linear 32x8".into()], 1));
+        let (_, linear) = steps[0].operations.last_key_value().unwrap();
+        assert_eq!(linear.calls, 2);
+        assert_eq!(linear.work, Work { bytes: 2.0 * 32.0 * 8.0 * 4.0, flops: 2.0 * 3.0 * 32.0 * 8.0 });
+        assert!(linear.seconds > 0.0 && linear.seconds < steps[0].seconds);
     }
 
     #[test]
     fn only_experts_with_rows_are_read() {
-        let (device, recorder) = device();
+        let (device, _) = device();
         let ffn = || Ffn { gate: matrix(&device, 16, 32), up: matrix(&device, 16, 32), down: matrix(&device, 32, 16) };
         let (used, idle) = (ffn(), ffn());
         let rows = |ffn, rows, weights| ExpertRows { ffn, rows, weights, slots: rows };
-        recorder.start();
-        device.grouped_ffn(&[0.5; 64], &[rows(&used, &[0, 1], &[1.0; 2]), rows(&idle, &[], &[])], &mut [0.0; 64]);
-        let log = recorder.stop();
-        let (operation, taken) = log.0.first_key_value().unwrap();
+        let (operation, work) = device.grouped(&[rows(&used, &[0, 1], &[1.0; 2]), rows(&idle, &[], &[])]);
         assert_eq!(operation.to_string(), "grouped_ffn 16x32");
         let elements = 3.0 * 16.0 * 32.0;
-        assert_eq!(taken.work, Work { bytes: elements * 4.0, flops: 2.0 * 2.0 * elements });
+        assert_eq!(work, Work { bytes: elements * 4.0, flops: 2.0 * 2.0 * elements });
     }
 
     #[test]
@@ -348,18 +363,5 @@ mod tests {
         let (_, work) = device.attention(&[sequence(1, 9), sequence(3, 4)], &q, &out);
         let pairs = 10.0 + (5.0 + 6.0 + 7.0);
         assert_eq!(work, Work { bytes: (10.0 + 7.0) * 10.0 * 4.0, flops: pairs * 2.0 * 2.0 * (10.0 + 8.0) });
-    }
-
-    #[test]
-    fn what_a_prefill_took_is_left_out_of_a_step() {
-        let taken = |calls: f64| Taken { calls, seconds: calls / 10.0, work: Work { bytes: calls, flops: 0.0 } };
-        let log = |entries: &[(&'static str, f64)]| {
-            Log(entries.iter().map(|(name, calls)| (plain(name), taken(*calls))).collect())
-        };
-        let all = log(&[("embed", 9.0), ("ffn", 3.0), ("linear", 1.0)]);
-        let steps = all.per_step(&log(&[("embed", 1.0), ("linear", 1.0)]), 4.0);
-        assert_eq!(steps.0.keys().map(Operation::to_string).collect::<Vec<_>>(), ["embed", "ffn"]);
-        assert_eq!(steps.0[&plain("embed")].calls, 2.0);
-        assert!((steps.0[&plain("ffn")].seconds - 0.075).abs() < 1e-12);
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     limits::{Rates, Work},
-    machine::{Machine, Probed},
+    machine::{Limits, Machine},
     profile::Profile,
     stats::Summary,
 };
@@ -126,7 +126,7 @@ pub struct Report {
     /// What was measured: this process, or the URL of a server.
     pub target: String,
     pub model: Model,
-    pub limits: Probed,
+    pub limits: Limits,
     pub figures: Vec<Figure>,
     /// Peak memory of each process.
     pub processes: Vec<Process>,

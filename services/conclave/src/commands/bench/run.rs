@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::{Result, bail};
 use conclave_cluster::Membership;
-use conclave_dispatch::MoeLink;
 use conclave_kernels::{Device, Isa};
 use conclave_model::Checkpoint;
 use conclave_proto::v1;
@@ -19,10 +18,10 @@ use super::{
     BenchArgs,
     hops::{self, Calls},
     limits::Costs,
-    machine::{self, Machine},
+    machine::{self, Limits, Machine},
     measure::{Bench, Shape},
-    profile::{self, Steps},
-    profiled::{Profiled, Recorder},
+    profile::{self, Profile, Wanted},
+    profiled::{Profiled, Recorder, Step},
     progress::Progress,
     prompts::Prompts,
     report::{Figure, Model, Process, Report, Unit},
@@ -47,7 +46,11 @@ const LAYER_CALLS: usize = 40;
 pub async fn run(args: &BenchArgs) -> Result<Report> {
     let machine = Machine::read();
     match &args.url {
-        Some(url) => remote(args, url, machine).await,
+        Some(url) => {
+            let isa = args.device.isa.unwrap_or(Isa::available()[0]);
+            let limits = probe(Limits::new(args.device.count()?, isa), &machine).await?;
+            remote(args, url, machine, limits).await
+        }
         None => match args.device.open()? {
             AnyDevice::Reference(device) => in_process(args, &device, Isa::Portable, machine).await,
             AnyDevice::Cpu(device) => in_process(args, &device, device.isa(), machine).await,
@@ -57,6 +60,8 @@ pub async fn run(args: &BenchArgs) -> Result<Report> {
 
 /// Over the parts of `conclave serve`.
 async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, isa: Isa, machine: Machine) -> Result<Report> {
+    let limits = probe(Limits::new(args.device.count()?, isa), &machine).await?;
+    machine::forget_peak_memory();
     let started = Instant::now();
     let checkpoint = args.model.open().await?;
     checkpoint.check_memory(checkpoint.total_bytes())?;
@@ -77,21 +82,28 @@ async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, isa: Isa, mach
     let model = target.model().await?;
     let mut bench = bench(args, target, &model, Some(costs.clone()), progress).await?;
     let mut figures = throughput(args, &mut bench).await?;
-    figures.extend(layer_call(args, &bench, parts.moe.clone(), &costs).await?);
+    bench.progress.begin("layer calls", 1);
+    let layer = hops::layer_call("layer call, in process", parts.moe.clone(), &costs, calls(args, LAYER_CALLS));
+    figures.extend(layer.await?);
     let peak_bytes = machine::peak_memory(None)?;
-    let processes = vec![Process { pid: std::process::id(), peak_bytes }];
     bench.progress.begin("hops", 1);
     figures.extend(hops::empty_layer(device, calls(args, EMPTY_CALLS)).await?);
     figures.push(ready);
+    let steps = match &recorder {
+        Some(recorder) => profile(args, &mut bench, recorder).await?.to_vec(),
+        None => Vec::new(),
+    };
+    let processes = vec![Process { pid: std::process::id(), peak_bytes }];
+    let found = Found { model, figures, processes, steps, machine, limits };
+    report(args, &bench, found).await
+}
 
-    let mut report = report(args, isa, machine, &model, &bench, figures, processes).await?;
-    if let Some(recorder) = &recorder {
-        bench.progress.begin("profile", 1);
-        let steps = steps(args, bench.context_limit);
-        report.profiles = profile::run(&mut bench, recorder, steps, &report.limits.rates).await?;
-    }
-    bench.progress.end();
-    Ok(report)
+async fn profile(args: &BenchArgs, bench: &mut Bench, recorder: &Recorder) -> Result<[(String, Step); 2]> {
+    bench.progress.begin("profile", 1);
+    let attention = &args.attention;
+    // Within one step, and within the longest context.
+    let chunk = attention.prefill_chunk.min(attention.step_tokens).min(bench.context_limit.saturating_sub(1));
+    profile::run(bench, recorder, Wanted { chunk, context: args.context, tokens: args.tokens }).await
 }
 
 /// Loads the model, and a front over it.
@@ -111,7 +123,7 @@ async fn serve<D: Device>(
 }
 
 /// Over the public API of a server.
-async fn remote(args: &BenchArgs, url: &str, machine: Machine) -> Result<Report> {
+async fn remote(args: &BenchArgs, url: &str, machine: Machine, limits: Limits) -> Result<Report> {
     let target = Target::connect(url, args.api_key.as_deref()).await?;
     let model = target.model().await?;
     let checkpoint = checkpoint_of(args, &model).await?;
@@ -124,10 +136,8 @@ async fn remote(args: &BenchArgs, url: &str, machine: Machine) -> Result<Report>
     }
     let process = |pid: &u32| Ok(Process { pid: *pid, peak_bytes: machine::peak_memory(Some(*pid))? });
     let processes = args.pids.iter().map(process).collect::<Result<_>>()?;
-    let isa = args.device.isa.unwrap_or(Isa::available()[0]);
-    let report = report(args, isa, machine, &model, &bench, figures, processes).await?;
-    bench.progress.end();
-    Ok(report)
+    let found = Found { model, figures, processes, steps: Vec::new(), machine, limits };
+    report(args, &bench, found).await
 }
 
 /// The checkpoint of `--model`, which must be the served one.
@@ -184,35 +194,38 @@ async fn throughput(args: &BenchArgs, bench: &mut Bench) -> Result<Vec<Figure>> 
     Ok(figures)
 }
 
-/// A layer of the model on its own.
-async fn layer_call(args: &BenchArgs, bench: &Bench, moe: Arc<dyn MoeLink>, costs: &Costs) -> Result<Option<Figure>> {
-    bench.progress.begin("layer calls", 1);
-    hops::layer_call("layer call, in process", moe, costs, calls(args, LAYER_CALLS)).await
-}
-
 fn calls(args: &BenchArgs, calls: usize) -> Calls {
     Calls { repeat: args.repeat, calls, limit: Duration::from_secs(args.limit) }
 }
 
-/// Within the longest context.
-fn steps(args: &BenchArgs, context_limit: usize) -> Steps {
-    let chunk = args.attention.prefill_chunk.min(args.attention.step_tokens).min(context_limit.saturating_sub(1));
-    Steps { chunk, context: args.context, tokens: args.tokens }
+/// Measures the limits of this machine once more.
+async fn probe(mut limits: Limits, machine: &Machine) -> Result<Limits> {
+    let machine = machine.clone();
+    let probed = blocking("measure the limits of this machine", move || {
+        limits.probe(&machine)?;
+        Ok(limits)
+    });
+    probed.await
 }
 
-/// Measures the machine's limits and puts everything together.
-async fn report(
-    args: &BenchArgs,
-    isa: Isa,
-    machine: Machine,
-    model: &v1::Model,
-    bench: &Bench,
-    mut figures: Vec<Figure>,
+/// What a run found.
+struct Found {
+    model: v1::Model,
+    figures: Vec<Figure>,
     processes: Vec<Process>,
-) -> Result<Report> {
+    /// Profiled ones.
+    steps: Vec<(String, Step)>,
+    machine: Machine,
+    /// Measured at the beginning.
+    limits: Limits,
+}
+
+/// Puts everything together, with the machine's limits.
+async fn report(args: &BenchArgs, bench: &Bench, found: Found) -> Result<Report> {
+    let Found { model, mut figures, processes, steps, machine, limits } = found;
     bench.progress.begin("limits of this machine", 1);
-    let (threads, of) = (args.device.count()?, machine.clone());
-    let limits = blocking("measure the limits", move || machine::probe(threads, isa, &of)).await?;
+    let limits = probe(limits, &machine).await?;
+    bench.progress.end();
     if !processes.is_empty() {
         let bytes: u64 = processes.iter().map(|process| process.peak_bytes).sum();
         figures.push(Figure::new("peak memory", Unit::Gibibytes, vec![bytes as f64 / (1u64 << 30) as f64]));
@@ -222,19 +235,19 @@ async fn report(
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
         commit: env!("CONCLAVE_COMMIT"),
-        numerics: model.numerics.clone(),
+        numerics: model.numerics,
         machine,
         target: args.url.clone().unwrap_or_else(|| format!("in process, {} expert shards", args.shards)),
         model: Model {
-            name: model.id.clone(),
-            fingerprint: model.fingerprint.clone(),
+            name: model.id,
+            fingerprint: model.fingerprint,
             weight_bytes: costs.map(Costs::total_bytes),
             bytes_per_token: costs.map(|costs| costs.decode_step(1, 0.0).bytes),
         },
+        profiles: steps.iter().map(|(name, step)| Profile::new(name, step, &limits.rates)).collect(),
         limits,
         figures,
         processes,
-        profiles: Vec::new(),
     })
 }
 
@@ -282,12 +295,12 @@ mod tests {
         assert_eq!(long.note.as_deref(), Some("needs 4097 tokens, the context is 2048"));
 
         let [chunk, step] = &report.profiles[..] else { panic!("{:?}", report.profiles) };
-        let calls = |profile: &profile::Profile, operation: &str| {
+        let calls = |profile: &Profile, operation: &str| {
             profile.lines.iter().find(|line| line.operation == operation).map(|line| line.calls)
         };
         // Three of four layers have routed experts; a shard runs all that a layer's rows have chosen at once.
-        assert_eq!((calls(chunk, "grouped_ffn 64x128"), calls(step, "grouped_ffn 64x128")), (Some(3.0), Some(3.0)));
-        assert_eq!((calls(step, "mla_attention"), calls(step, "embed")), (Some(4.0), Some(1.0)));
+        assert_eq!((calls(chunk, "grouped_ffn 64x128"), calls(step, "grouped_ffn 64x128")), (Some(3), Some(3)));
+        assert_eq!((calls(step, "mla_attention"), calls(step, "embed")), (Some(4), Some(1)));
     }
 
     #[tokio::test(flavor = "multi_thread")]

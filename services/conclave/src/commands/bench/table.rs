@@ -69,7 +69,7 @@ fn profile(profile: &Profile) -> String {
     for line in &profile.lines {
         rows.push(vec![
             line.operation.clone(),
-            count(line.calls),
+            line.calls.to_string(),
             number(line.bytes / 1e6),
             number(line.seconds * 1e3),
             percent(line.seconds / profile.seconds),
@@ -129,12 +129,6 @@ fn number(value: f64) -> String {
     format!("{value:.digits$}")
 }
 
-/// A whole number where it is one.
-fn count(value: f64) -> String {
-    let digits = usize::from((value - value.round()).abs() > 0.05);
-    format!("{value:.digits$}")
-}
-
 fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
@@ -180,7 +174,7 @@ ready             s  0.123   0.123  0.123
     fn a_profile_adds_up_to_its_step() {
         let line = |operation: &str, seconds, limit| Line {
             operation: operation.into(),
-            calls: 5.0,
+            calls: 5,
             bytes: 5e6,
             flops: 0.0,
             seconds,
