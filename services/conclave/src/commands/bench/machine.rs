@@ -25,8 +25,10 @@ pub struct Machine {
     pub cores: usize,
     /// Of the machine.
     pub memory_bytes: u64,
-    /// Processes that ran or waited to, in the last minute: above what the measurement needs, others took their part.
-    pub load: Option<f64>,
+    /// Processes that ran or waited to in the minute before the run: others may have taken their part.
+    pub load_before: Option<f64>,
+    /// The same at its end, our own threads included.
+    pub load_after: Option<f64>,
 }
 
 impl Machine {
@@ -40,7 +42,8 @@ impl Machine {
             processor: line("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: line("/proc/meminfo", "MemTotal").as_deref().and_then(kibibytes).unwrap_or(0),
-            load: load(),
+            load_before: load(),
+            load_after: None,
         }
     }
 }

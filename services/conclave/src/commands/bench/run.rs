@@ -224,6 +224,7 @@ struct Found {
 async fn report(args: &BenchArgs, bench: &Bench, found: Found) -> Result<Report> {
     let Found { model, mut figures, processes, steps, machine, limits } = found;
     bench.progress.begin("limits of this machine", 1);
+    let machine = Machine { load_after: machine::load(), ..machine };
     let limits = probe(limits, &machine).await?;
     bench.progress.end();
     if !processes.is_empty() {

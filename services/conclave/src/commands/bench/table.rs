@@ -20,7 +20,9 @@ pub fn render(report: &Report, baseline: Option<&[Figure]>) -> String {
 
 fn head(report: &Report) -> String {
     let Report { machine, limits, model, .. } = report;
-    let load = machine.load.map_or_else(String::new, |load| format!(", load {load:.1} at the start"));
+    let load = machine.load_before.zip(machine.load_after).map_or_else(String::new, |(before, after)| {
+        format!(", load {before:.1} before the run and {after:.1} at its end")
+    });
     let mut lines = vec![
         format!("conclave {} ({}), {}, {}", report.version, report.commit, report.numerics, report.target),
         format!("{}, {} cores, {:.1} GiB{load}", machine.processor, machine.cores, gibibytes(machine.memory_bytes)),
