@@ -6,6 +6,7 @@ CARGO   ?= cargo
 VENV    := .venv
 PYTHON  ?= python3
 MODEL   ?= tests/fixtures/demo-model
+BENCH_MODEL ?= target/bench/lite6
 
 .PHONY: help run test unit e2e check bench cluster golden deps clean
 
@@ -42,8 +43,8 @@ check: ## formatting, lints, licences, documentation
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check licenses bans sources
 
-bench: build ## tokens a second of prefill and decode, in process (MODEL=dir)
-	target/release/conclave bench --model $(MODEL)
+bench: build ## tokens a second beside the machine's limits, in process and as a cluster (BENCH_MODEL=dir, PEERS=1)
+	PEERS=$(PEERS) PEERS_DIR=$(PEERS_DIR) deploy/bench.sh $(BENCH_MODEL) $(BENCH_FLAGS)
 
 cluster: build ## a local cluster of real processes: etcd, a router, an attention service and four expert shards
 	deploy/local-cluster.sh $(MODEL)

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# A cluster of real processes on this machine: etcd, one router, one attention service and four expert shards
+# A cluster of real processes on this machine: etcd, one router, one attention service and expert shards, by default four
 # that hold each cell twice. Runs until Ctrl-C; every process writes its log under the folder it prints.
 #
 # usage: deploy/local-cluster.sh [MODEL]
 #   HTTP=127.0.0.1:8000 GRPC=127.0.0.1:50051 ETCD_PORT=23790   where things listen
-#   DEVICE=cpu DISPATCH=router THREADS=1                       how they run
+#   DEVICE=cpu DISPATCH=router THREADS=1 EXPERT_THREADS=1      how they run
+#   SHARDS="1/2 2/2 1/2 2/2"                                    what each expert shard holds
+#   READY_SECONDS=30                                            longest wait until they serve
 #   CONCLAVE=target/release/conclave                            the binary
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,7 +18,9 @@ etcd_port=${ETCD_PORT:-23790}
 etcd_url=http://127.0.0.1:$etcd_port
 conclave=${CONCLAVE:-target/release/conclave}
 logs=$(mktemp -d -t conclave-cluster.XXXXXX)
-common=(--model "$model" --etcd "$etcd_url" --device "${DEVICE:-cpu}" --threads "${THREADS:-1}")
+common=(--model "$model" --etcd "$etcd_url" --device "${DEVICE:-cpu}")
+threads=${THREADS:-1}
+wait_seconds=${READY_SECONDS:-30}
 pids=()
 
 start() { # start NAME COMMAND...
@@ -44,23 +48,25 @@ start etcd etcd --name local --data-dir "$logs/etcd" --log-level warn \
     --listen-peer-urls "http://127.0.0.1:$((etcd_port + 1))" \
     --initial-advertise-peer-urls "http://127.0.0.1:$((etcd_port + 1))" \
     --initial-cluster "local=http://127.0.0.1:$((etcd_port + 1))"
-for shard in 1/2 2/2 1/2 2/2; do
-    start "expert-${#pids[@]}" $conclave expert "${common[@]}" --shard $shard --grpc 127.0.0.1:0 --admin 127.0.0.1:0
+for shard in ${SHARDS:-1/2 2/2 1/2 2/2}; do
+    start "expert-${#pids[@]}" $conclave expert "${common[@]}" --threads "${EXPERT_THREADS:-$threads}" --shard $shard \
+        --grpc 127.0.0.1:0 --admin 127.0.0.1:0
 done
-start attention $conclave attention "${common[@]}" --dispatch "${DISPATCH:-router}" --grpc 127.0.0.1:0 --admin 127.0.0.1:0
+start attention $conclave attention "${common[@]}" --threads "$threads" --dispatch "${DISPATCH:-router}" \
+    --grpc 127.0.0.1:0 --admin 127.0.0.1:0
 start router $conclave router --model "$model" --etcd "$etcd_url" --http "$http" --grpc "$grpc"
 
-for _ in $(seq 150); do
+for _ in $(seq $((wait_seconds * 5))); do
     for pid in "${pids[@]}"; do
         kill -0 "$pid" 2>/dev/null || { echo "a process ended early; logs in $logs" >&2; exit 1; }
     done
     curl --silent --fail "http://$http/readyz" >/dev/null && ready=yes && break
     sleep 0.2
 done
-[ "${ready:-no}" = yes ] || { echo "not ready after 30 s; logs in $logs" >&2; exit 1; }
+[ "${ready:-no}" = yes ] || { echo "not ready after $wait_seconds s; logs in $logs" >&2; exit 1; }
 
 cat <<TEXT
-ready
+ready after $SECONDS s
   ask:      curl http://$http/v1/chat/completions -H 'content-type: application/json' -d '{"messages":[{"role":"user","content":"What is the capital of France?"}]}'
   chat:     $conclave chat --url http://$http/v1
   members:  $conclave inspect --cluster http://$grpc

@@ -2,10 +2,10 @@
 //! its weights as fast, and the 512-token one in operations a second. Run by hand on a quiet machine:
 //! `cargo run --release -p conclave-kernels --example rates [threads] [isa]`.
 
-use std::{hint::black_box, sync::Arc, time::Instant};
+use std::time::Instant;
 
 use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, MlaShape, Pool, SequenceRows};
-use conclave_kernels::{RotaryTable, Weight};
+use conclave_kernels::{RotaryTable, Weight, rates};
 
 /// Sizes of V2-Lite.
 const HIDDEN: usize = 2048;
@@ -23,8 +23,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cpu = Cpu::new(pool.clone(), isa)?;
     println!("{} on {threads} threads; medians of {ROUNDS}", cpu.numerics());
 
-    let read = read_rate(&pool)?;
+    let probe = rates::ReadProbe::new(512 << 20)?;
+    let read = median(|| probe.rate(&pool)) / 1e9;
     println!("plain reads              {read:7.1} GB/s");
+    drop(probe);
+    let rate = || rates::multiply_add_rate(&pool, cpu.isa()).expect("the instruction set in use");
+    println!("multiply-adds            {:7.1} GFLOP/s", 2.0 * median(rate) / 1e9);
     linear(&cpu, read)?;
     experts(&cpu, read)?;
     attention(&cpu, read)?;
@@ -34,40 +38,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// Median seconds of one call.
 fn time(mut call: impl FnMut()) -> f64 {
     call();
-    let mut seconds: Vec<f64> = (0..ROUNDS)
-        .map(|_| {
-            let start = Instant::now();
-            call();
-            start.elapsed().as_secs_f64()
-        })
-        .collect();
-    seconds.sort_by(f64::total_cmp);
-    seconds[ROUNDS / 2]
+    median(|| {
+        let start = Instant::now();
+        call();
+        start.elapsed().as_secs_f64()
+    })
+}
+
+fn median(sample: impl FnMut() -> f64) -> f64 {
+    let mut samples: Vec<f64> = std::iter::repeat_with(sample).take(ROUNDS).collect();
+    samples.sort_by(f64::total_cmp);
+    samples[ROUNDS / 2]
 }
 
 fn numbers(length: usize) -> Vec<f32> {
     (0..length).map(|at| ((at * 7919) % 1009) as f32 / 1009.0 - 0.5).collect()
-}
-
-/// Gigabytes a second of a sum over memory on huge pages, much larger than the caches.
-fn read_rate(pool: &Arc<Pool>) -> std::io::Result<f64> {
-    let mut memory = memmap2::MmapMut::map_anon(512 << 20)?;
-    #[cfg(target_os = "linux")]
-    memory.advise(memmap2::Advice::HugePage)?;
-    memory.fill(1);
-    let part = (memory.len() / (pool.threads() * 8)) & !63;
-    let seconds = time(|| {
-        pool.run(memory.len() / part, |task| {
-            let mut sums = [0u64; 16];
-            for line in memory[task * part..][..part].as_chunks::<128>().0 {
-                for (sum, bytes) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
-                    *sum = sum.wrapping_add(u64::from_le_bytes(*bytes));
-                }
-            }
-            black_box(sums);
-        });
-    });
-    Ok(memory.len() as f64 / seconds / 1e9)
 }
 
 fn matrix(cpu: &Cpu, outputs: usize, inputs: usize) -> Result<<Cpu as Device>::Matrix, KernelError> {

@@ -97,6 +97,8 @@ pub trait Device: Send + Sync + 'static {
     fn load_table(&self, weight: Weight<'_>) -> Result<Self::Table, KernelError>;
     /// Bytes that a matrix takes in the device's memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
+    /// Outputs of a matrix, and inputs.
+    fn matrix_shape(&self, matrix: &Self::Matrix) -> (usize, usize);
     /// A zeroed cache of `layers` x `blocks` blocks; memory is taken when first written.
     ///
     /// # Errors

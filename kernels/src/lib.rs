@@ -19,7 +19,7 @@ mod scratch;
 mod tasks;
 mod weight;
 
-pub use cpu::{Cpu, Isa};
+pub use cpu::{Cpu, Isa, rates};
 pub use device::{Device, ExpertRows, Ffn, LatentWrite, MlaShape, SequenceRows};
 pub use dtype::Dtype;
 pub use pool::Pool;

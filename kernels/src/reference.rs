@@ -104,6 +104,10 @@ impl Device for Reference {
         matrix.bytes()
     }
 
+    fn matrix_shape(&self, matrix: &Matrix) -> (usize, usize) {
+        matrix.shape()
+    }
+
     fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError> {
         LatentCache::new((layers, blocks, Self::BLOCK), shape, shape.cached())
     }

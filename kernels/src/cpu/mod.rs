@@ -7,6 +7,7 @@ mod isa;
 mod kernels;
 mod mla;
 mod products;
+pub mod rates;
 
 use std::sync::Arc;
 
@@ -120,6 +121,10 @@ impl Device for Cpu {
 
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize {
         matrix.bytes()
+    }
+
+    fn matrix_shape(&self, matrix: &Self::Matrix) -> (usize, usize) {
+        (matrix.outputs(), matrix.inputs())
     }
 
     fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError> {

@@ -28,6 +28,7 @@ enum Command {
     Generate(Box<commands::generate::GenerateArgs>),
     Inspect(Box<commands::inspect::InspectArgs>),
     Synth(Box<commands::synth::SynthArgs>),
+    Bench(Box<commands::bench::BenchArgs>),
 }
 
 #[tokio::main]
@@ -41,6 +42,7 @@ async fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(*args).await,
         Command::Inspect(args) => commands::inspect::run(*args).await,
         Command::Synth(args) => commands::synth::run(*args).await,
+        Command::Bench(args) => commands::bench::run(*args).await,
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

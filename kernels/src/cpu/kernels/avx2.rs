@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Columns, Kernels, attention, elementwise, lanes::Lanes, tile};
+use super::{Columns, Kernels, attention, elementwise, lanes::Lanes, peak, tile};
 use crate::panels::WIDTH;
 
 /// Kernels of [`crate::Isa::Avx2`]; made only by [`kernels`].
@@ -157,6 +157,13 @@ impl Kernels for Avx2 {
         compiled!(fn(weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
             // SAFETY: see above.
             unsafe { attention::weigh::<Ymm>(weights, keys, stride, sums) }
+        })
+    }
+
+    fn multiply_adds(&self, rounds: usize) -> usize {
+        compiled!(fn(rounds: usize) -> usize {
+            // SAFETY: see above.
+            unsafe { peak::multiply_adds::<Ymm, 12>(rounds) }
         })
     }
 }

@@ -10,6 +10,7 @@ mod avx2;
 mod elementwise;
 mod exp;
 mod lanes;
+mod peak;
 mod portable;
 mod tile;
 
@@ -58,6 +59,10 @@ pub(crate) trait Kernels: Send + Sync {
     /// `sums[h] += weights[h][at + j] · keys[j]` over the first elements of the keys, for `j` ascending.
     /// `sums [heads, len]`, `len` a multiple of eight and at most `stride`.
     fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]);
+
+    /// Runs `rounds` rounds of multiply-adds from registers, as many at a time as the instruction set can do, and returns
+    /// how many they were: nothing is read or written.
+    fn multiply_adds(&self, rounds: usize) -> usize;
 }
 
 /// Columns `at..` of a matrix `[heads, width]`: those of the keys at hand.
@@ -122,6 +127,14 @@ mod tests {
                 scores[at] = f32::NAN;
                 assert!(kernels.softmax(1.0, &mut scores).1.is_nan(), "NaN at {at}");
             }
+        });
+    }
+
+    #[test]
+    fn multiply_adds_are_counted() {
+        each_isa(|kernels| {
+            let one = kernels.multiply_adds(1);
+            assert!(one >= 8 && kernels.multiply_adds(1000) == 1000 * one, "{one} a round");
         });
     }
 

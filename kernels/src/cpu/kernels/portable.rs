@@ -1,7 +1,7 @@
 //! The loops in plain Rust, for any machine: products are rounded before they are added.
 #![allow(unsafe_code)]
 
-use super::{Columns, Kernels, attention, elementwise, lanes::Lanes, tile};
+use super::{Columns, Kernels, attention, elementwise, lanes::Lanes, peak, tile};
 use crate::{activation, panels::WIDTH};
 
 /// Kernels of [`crate::Isa::Portable`].
@@ -121,5 +121,10 @@ impl Kernels for Portable {
     fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
         // SAFETY: see above.
         unsafe { attention::weigh::<Array>(weights, keys, stride, sums) }
+    }
+
+    fn multiply_adds(&self, rounds: usize) -> usize {
+        // SAFETY: see above.
+        unsafe { peak::multiply_adds::<Array, 6>(rounds) }
     }
 }

@@ -1,5 +1,6 @@
 //! The commands that are not services.
 
+pub mod bench;
 pub mod chat;
 pub mod generate;
 pub mod inspect;

@@ -83,22 +83,26 @@ impl AttentionNode {
         moe: Arc<dyn MoeLink>,
         registry: &Registry,
     ) -> Result<Self> {
-        let startup = Startup::new(registry)?;
-        let progress = Progress::new(move |done, total| startup.set("trunk", done as f64 / total.max(1) as f64));
-        let config = AttentionConfig { progress, ..config };
         match device {
             AnyDevice::Reference(device) => Self::on(config, device.clone(), checkpoint, moe, registry),
             AnyDevice::Cpu(device) => Self::on(config, device.clone(), checkpoint, moe, registry),
         }
     }
 
-    fn on<D: Device>(
+    /// The same, on one kind of device.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn on<D: Device>(
         config: AttentionConfig,
         device: Arc<D>,
         checkpoint: Arc<Checkpoint>,
         moe: Arc<dyn MoeLink>,
         registry: &Registry,
     ) -> Result<Self> {
+        let startup = Startup::new(registry)?;
+        let progress = Progress::new(move |done, total| startup.set("trunk", done as f64 / total.max(1) as f64));
+        let config = AttentionConfig { progress, ..config };
         let service = AttentionService::start(config, device, checkpoint, moe, registry)?;
         let draining = service.clone();
         Ok(Self {

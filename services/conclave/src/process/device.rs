@@ -44,15 +44,23 @@ impl DeviceArgs {
     /// # Errors
     /// When the machine lacks the instruction set, or gives no threads.
     pub fn open(&self) -> Result<AnyDevice> {
+        let pool = Pool::new(self.count()?)?;
+        Ok(match self.device {
+            DeviceKind::Reference => AnyDevice::Reference(Arc::new(Reference::new(pool))),
+            DeviceKind::Cpu => AnyDevice::Cpu(Arc::new(Cpu::new(pool, self.isa)?)),
+        })
+    }
+
+    /// How many threads compute.
+    ///
+    /// # Errors
+    /// When the number makes no sense.
+    pub fn count(&self) -> Result<usize> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = self.threads.unwrap_or(cores);
         if !(1..=1024).contains(&threads) {
             bail!("--threads: found {threads}, expected 1 to 1024");
         }
-        let pool = Pool::new(threads)?;
-        Ok(match self.device {
-            DeviceKind::Reference => AnyDevice::Reference(Arc::new(Reference::new(pool))),
-            DeviceKind::Cpu => AnyDevice::Cpu(Arc::new(Cpu::new(pool, self.isa)?)),
-        })
+        Ok(threads)
     }
 }

@@ -40,22 +40,26 @@ impl ExpertNode {
         cells: &[CellId],
         registry: &Registry,
     ) -> Result<Self> {
-        let startup = Startup::new(registry)?;
-        let progress = Progress::new(move |done, total| startup.set("cells", done as f64 / total.max(1) as f64));
-        let config = ExpertConfig { progress, ..config };
         match device {
             AnyDevice::Reference(device) => Self::on(config, device.clone(), checkpoint, cells, registry),
             AnyDevice::Cpu(device) => Self::on(config, device.clone(), checkpoint, cells, registry),
         }
     }
 
-    fn on<D: Device>(
+    /// The same, on one kind of device.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn on<D: Device>(
         config: ExpertConfig,
         device: Arc<D>,
         checkpoint: Arc<Checkpoint>,
         cells: &[CellId],
         registry: &Registry,
     ) -> Result<Self> {
+        let startup = Startup::new(registry)?;
+        let progress = Progress::new(move |done, total| startup.set("cells", done as f64 / total.max(1) as f64));
+        let config = ExpertConfig { progress, ..config };
         let service = ExpertService::start(config, device, checkpoint, cells, registry)?;
         let draining = service.clone();
         Ok(Self {

@@ -3,13 +3,14 @@
 pub mod attention;
 mod attention_node;
 mod checkpoint;
-mod connectors;
-mod device;
+pub mod connectors;
+pub mod device;
 pub mod expert;
-mod expert_node;
+pub mod expert_node;
 mod front;
 mod host;
-mod member;
+pub mod in_process;
+pub mod member;
 mod metrics;
 pub mod router;
 pub mod serve;

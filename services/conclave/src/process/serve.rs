@@ -1,29 +1,18 @@
 //! `conclave serve`: everything in one process, over the same parts and the same code as a cluster.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
-use conclave_cluster::{
-    CellChoice, CellShape, Loads, LocalMembership, MakeMember, Member, MemberState, Membership, Registration, Role,
-    choose,
-};
-use conclave_dispatch::{DispatchConfig, Dispatcher, ModelShape, MoeLink, ShardLink};
-use conclave_expert::ExpertConfig;
-use conclave_model::Checkpoint;
-use conclave_proto::{CellId, InstanceId};
-use conclave_router::front::{ClusterLoad, NoLoad, ServedModel};
+use conclave_cluster::Membership;
+use conclave_router::front::ServedModel;
 use conclave_serve::{State, args::LogArgs, listen, telemetry};
 
 use super::{
     AttentionArgs, DeviceArgs, FrontArgs, ModelArgs,
-    attention_node::AttentionNode,
-    checkpoint::blocking,
-    connectors::{DispatcherLoad, LocalAttention, LocalShards, NoExperts},
-    device::AnyDevice,
-    expert_node::{ExpertNode, numerics},
     host::Host,
-    member, metrics,
+    in_process::{InProcess, Settings, Shown},
+    member,
 };
 
 /// A request that is under way gets this long when the process is told to end.
@@ -70,8 +59,10 @@ async fn live(args: &ServeArgs) -> Result<()> {
     let checkpoint = args.model.open().await?;
     checkpoint.check_memory(checkpoint.total_bytes())?;
 
+    let settings = Settings { attention: &args.attention, context: args.front.context, shards: args.shards };
+    let shown = Shown { readiness: host.readiness.clone(), registry: host.registry.clone() };
     let parts = tokio::select! {
-        parts = Parts::start(args, &host, &device, &checkpoint) => parts?,
+        parts = InProcess::start(settings, &shown, &device, &checkpoint) => parts?,
         () = host.stop.cancelled() => return host.end().await,
     };
     let front = args.front.front(&checkpoint, parts.membership.watch(), parts.attention.clone(), &host.registry)?;
@@ -103,85 +94,4 @@ fn greet(model: &ServedModel, http: SocketAddr, grpc: SocketAddr) {
     if model.text.is_some() {
         println!("  conclave chat --url http://{http}/v1\n");
     }
-}
-
-/// The services of this process, registered with each other.
-struct Parts {
-    membership: LocalMembership,
-    attention: Arc<LocalAttention>,
-    load: Arc<dyn ClusterLoad>,
-    /// Held: a record goes when its registration does.
-    _registrations: Vec<Box<dyn Registration>>,
-}
-
-impl Parts {
-    async fn start(args: &ServeArgs, host: &Host, device: &AnyDevice, checkpoint: &Arc<Checkpoint>) -> Result<Self> {
-        let membership = LocalMembership::new("local");
-        let mut registrations = Vec::new();
-        let mut load: Arc<dyn ClusterLoad> = Arc::new(NoLoad);
-        let mut moe: Arc<dyn MoeLink> = Arc::new(NoExperts);
-        if let Some(shape) = ModelShape::new(checkpoint.config()) {
-            let shards = start_experts(args, host, device, checkpoint).await?;
-            for shard in &shards {
-                let member =
-                    Member { cells: shard.cells.clone(), ..ready(&shard.name, Role::Expert, checkpoint, device) };
-                registrations.push(join(&membership, member).await?);
-            }
-            let links = shards.into_iter().map(|shard| (InstanceId(shard.name), shard.link)).collect();
-            let config = DispatchConfig::new(checkpoint.fingerprint());
-            let dispatcher = Dispatcher::new(config, shape, &membership, Arc::new(LocalShards(links)), &host.registry);
-            load = Arc::new(DispatcherLoad(dispatcher.clone()));
-            moe = dispatcher;
-        }
-        host.readiness.set(State::Starting("loading the trunk".to_owned()));
-        let config = args.attention.config("attention", args.front.context, checkpoint)?;
-        let (on, from, registry) = (device.clone(), checkpoint.clone(), host.registry.clone());
-        let node = blocking("load the trunk", move || AttentionNode::start(config, &on, from, moe, &registry)).await?;
-        registrations.push(join(&membership, ready("attention", Role::Attention, checkpoint, device)).await?);
-        Ok(Self { membership, attention: Arc::new(LocalAttention(node.link)), load, _registrations: registrations })
-    }
-}
-
-/// One expert shard of this process.
-struct Shard {
-    name: String,
-    cells: Vec<CellId>,
-    link: Arc<dyn ShardLink>,
-}
-
-async fn start_experts(
-    args: &ServeArgs,
-    host: &Host,
-    device: &AnyDevice,
-    checkpoint: &Arc<Checkpoint>,
-) -> Result<Vec<Shard>> {
-    let names: Vec<String> = (1..=args.shards).map(|i| format!("expert-{i}")).collect();
-    let registries = metrics::shard_registries(&host.registry, &names)?;
-    let mut shards = Vec::new();
-    for (i, (name, registry)) in (1..).zip(names.into_iter().zip(registries)) {
-        host.readiness.set(State::Starting(format!("loading expert shard {i} of {}", args.shards)));
-        let cells = part(i, args.shards, checkpoint)?;
-        let config = ExpertConfig::new(&name);
-        let (on, from, held) = (device.clone(), checkpoint.clone(), cells.clone());
-        let node = blocking("load experts", move || ExpertNode::start(config, &on, from, &held, &registry)).await?;
-        shards.push(Shard { name, cells, link: node.link });
-    }
-    Ok(shards)
-}
-
-/// The cells of shard `index` of `of`.
-fn part(index: u32, of: u32, checkpoint: &Checkpoint) -> Result<Vec<CellId>> {
-    let shape = CellShape { groups: u32::try_from(checkpoint.config().cell_groups())?, spans: 1 };
-    let view = conclave_cluster::ClusterView::default();
-    choose(&CellChoice::Shard { index, of }, shape, &view, &Loads::new(), usize::MAX).context("--shards")
-}
-
-fn ready(name: &str, role: Role, checkpoint: &Checkpoint, device: &AnyDevice) -> Member {
-    let record = member::record(name, role, "in process".to_owned(), checkpoint, numerics(device));
-    Member { state: MemberState::Ready, ..record }
-}
-
-async fn join(membership: &LocalMembership, member: Member) -> Result<Box<dyn Registration>> {
-    let make: MakeMember = Arc::new(move |_| Ok(member.clone()));
-    Ok(membership.register(make).await?)
 }

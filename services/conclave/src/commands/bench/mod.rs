@@ -1,0 +1,150 @@
+//! `conclave bench`: how fast a model is served, and how near that is to what the machine allows.
+
+mod hops;
+mod limits;
+mod machine;
+mod measure;
+mod profile;
+mod profiled;
+mod progress;
+mod prompts;
+mod report;
+mod rig;
+mod run;
+mod stats;
+mod table;
+mod target;
+mod timing;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use conclave_serve::{
+    args::endpoint,
+    telemetry::{self, LogFormat, TelemetryConfig},
+};
+
+use crate::process::{AttentionArgs, DeviceArgs, ModelArgs};
+
+/// Measure how fast a model is served: in this process, or by a running server or cluster.
+///
+/// Prompts are random token ids, the same in every run; decoding is greedy and goes on past any end of sequence.
+///
+/// prefill: prompt tokens by the time from the request to the first token. decode: tokens of all streams by the time
+/// during which all of them decode, no prefill in it; and the time from one token of a stream to its next. layer call:
+/// one row through one MoE layer, from the gate logits to the sum. hop: the same for a tiny model, so that little but the
+/// way is left; embedded: dispatch beside the caller and the shard behind gRPC (two hops), through a router: both behind
+/// gRPC (four), on loopback and threads of their own. ready: from opening the checkpoint to serving. peak memory: of all
+/// processes, resident.
+///
+/// Every figure stands beside the best that this machine allows: its read bandwidth and its peak of multiply-adds are
+/// measured in the same run, the best of several samples. The limit of a step counts each weight matrix that it needs
+/// once (routed experts: as many as are expected to be chosen), the latents that are attended to, and the operations of
+/// matrices and attention; whichever takes longer, reading or multiplying, is the limit. What stays in a large cache can
+/// be faster than that.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  conclave bench\n  conclave bench --model DIR --threads 2 --profile --json run.json\n  \
+                  conclave bench --url http://127.0.0.1:50051 --model DIR --baseline run.json"
+)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    #[command(flatten)]
+    pub attention: AttentionArgs,
+    /// Expert shards to run in this process, each with its part of the cells.
+    #[arg(long, env = "CONCLAVE_SHARDS", value_name = "N", default_value = "1")]
+    pub shards: u32,
+    /// Measure the server with this gRPC address instead; with --model, its checkpoint, figures get their limits, which
+    /// are those of this machine.
+    #[arg(long, env = "CONCLAVE_BENCH_URL", value_name = "URL", value_parser = endpoint, conflicts_with = "profile")]
+    pub url: Option<String>,
+    /// API key of that server.
+    #[arg(long, env = "CONCLAVE_API_KEY", value_name = "KEY", requires = "url", hide_env_values = true)]
+    pub api_key: Option<String>,
+    /// Processes of that server on this machine, whose peak memory is shown.
+    #[arg(long, env = "CONCLAVE_BENCH_PIDS", value_name = "PIDS", value_delimiter = ',', requires = "url")]
+    pub pids: Vec<u32>,
+    /// Prompt lengths whose prefill is measured.
+    #[arg(
+        long,
+        env = "CONCLAVE_BENCH_PREFILL",
+        value_name = "TOKENS",
+        value_delimiter = ',',
+        default_value = "512,2048"
+    )]
+    pub prefill: Vec<usize>,
+    /// Numbers of streams that decode at the same time.
+    #[arg(long, env = "CONCLAVE_BENCH_BATCH", value_name = "STREAMS", value_delimiter = ',', default_value = "1,8,32")]
+    pub batch: Vec<usize>,
+    /// Prompt tokens of each stream that decodes.
+    #[arg(long, env = "CONCLAVE_BENCH_CONTEXT", value_name = "TOKENS", default_value = "128")]
+    pub context: usize,
+    /// Prompt tokens of one more measurement of a single stream; 0: none.
+    #[arg(long, env = "CONCLAVE_BENCH_LONG_CONTEXT", value_name = "TOKENS", default_value = "2048")]
+    pub long_context: usize,
+    /// Decode steps of each measurement.
+    #[arg(long, env = "CONCLAVE_BENCH_TOKENS", value_name = "TOKENS", default_value = "32")]
+    pub tokens: usize,
+    /// Repetitions of each measurement.
+    #[arg(long, env = "CONCLAVE_BENCH_REPEAT", value_name = "N", default_value = "3")]
+    pub repeat: usize,
+    /// Longest time of each measurement, its repetitions together, in seconds.
+    #[arg(long, env = "CONCLAVE_BENCH_LIMIT", value_name = "SECONDS", default_value = "120")]
+    pub limit: u64,
+    /// Show where the time of a decode step and of a prefill chunk goes, operation by operation.
+    #[arg(long, env = "CONCLAVE_BENCH_PROFILE")]
+    pub profile: bool,
+    /// Write everything that was found, with all samples, as JSON.
+    #[arg(long, env = "CONCLAVE_BENCH_JSON", value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Show each figure as a multiple of the same one of an earlier run, written by --json.
+    #[arg(long, env = "CONCLAVE_BENCH_BASELINE", value_name = "FILE")]
+    pub baseline: Option<PathBuf>,
+    /// What is logged: a level, or directives such as `warn,conclave_router=debug`.
+    #[arg(long, env = "CONCLAVE_LOG", value_name = "FILTER", default_value = "warn")]
+    pub log: String,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// Naming what could not be had, or the request that failed.
+pub async fn run(args: BenchArgs) -> Result<()> {
+    args.check()?;
+    let baseline = args.baseline.as_deref().map(report::read_figures).transpose()?;
+    let guard = telemetry::init(&TelemetryConfig {
+        log_format: LogFormat::Text,
+        log: args.log.clone(),
+        otlp_endpoint: None,
+        service: "conclave".to_owned(),
+        instance: "bench".to_owned(),
+    })?;
+    let report = run::run(&args).await;
+    guard.shutdown().await;
+    let report = report?;
+    print!("{}", table::render(&report, baseline.as_deref()));
+    args.json.as_deref().map_or(Ok(()), |path| report.write(path))
+}
+
+impl BenchArgs {
+    fn check(&self) -> Result<()> {
+        let positive = [
+            ("--prefill", self.prefill.iter().min()),
+            ("--batch", self.batch.iter().min()),
+            ("--context", Some(&self.context)),
+            ("--tokens", Some(&self.tokens)),
+            ("--repeat", Some(&self.repeat)),
+        ];
+        if let Some((flag, _)) = positive.iter().find(|(_, least)| *least == Some(&0)) {
+            bail!("{flag}: found 0, expected at least 1");
+        }
+        if !(1..=3000).contains(&self.limit) {
+            bail!("--limit: found {}, expected 1 to 3000", self.limit);
+        }
+        Ok(())
+    }
+}
