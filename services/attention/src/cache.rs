@@ -30,6 +30,7 @@ pub struct BlockPool {
     /// Counts the times that a published block was let go.
     clock: u64,
     evicted: u64,
+    keeps_prefixes: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,7 +60,13 @@ impl BlockPool {
             idle: BTreeMap::new(),
             clock: 0,
             evicted: 0,
+            keeps_prefixes: true,
         }
+    }
+
+    /// A pool that keeps nothing for others.
+    pub fn without_prefixes(blocks: u32) -> Self {
+        Self { keeps_prefixes: false, ..Self::new(blocks) }
     }
 
     /// Blocks nobody holds.
@@ -95,7 +102,7 @@ impl BlockPool {
     /// Makes a held, full block known by its key, unless another one has it.
     pub fn publish(&mut self, block: u32, key: PrefixKey) {
         let own = &mut self.blocks[block as usize].key;
-        if own.is_none() && !self.by_key.contains_key(&key) {
+        if self.keeps_prefixes && own.is_none() && !self.by_key.contains_key(&key) {
             *own = Some(key);
             self.by_key.insert(key, block);
         }
@@ -253,6 +260,18 @@ mod tests {
         other.grow(&mut pool, 30, 10).unwrap();
         assert_eq!(pool.evicted(), 1);
         assert_eq!(pool.matching(&keys), Match { blocks: 1, idle: 1 });
+    }
+
+    #[test]
+    fn a_pool_may_keep_nothing() {
+        let mut pool = BlockPool::without_prefixes(2);
+        let keys = keys(&[7; 20], 10);
+        let mut table = BlockTable::default();
+        table.grow(&mut pool, 20, 10).unwrap();
+        publish(&table, &mut pool, &keys);
+        assert_eq!(pool.matching(&keys), Match::default());
+        table.clear(&mut pool);
+        assert_eq!((pool.free(), pool.idle()), (2, 0));
     }
 
     #[test]

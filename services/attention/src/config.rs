@@ -37,6 +37,8 @@ pub struct AttentionConfig {
     pub context_limit: Option<usize>,
     /// Most likely tokens that may be asked for beside a token.
     pub max_logprobs: usize,
+    /// Whether sequences begin with what the cache has of their prefix.
+    pub prefix_cache: bool,
     /// Ids that may be sampled; `None`: all of the vocabulary.
     pub allowed_tokens: Option<TokenMask>,
     /// How long a request without a deadline is repeated when its experts cannot be reached.
@@ -57,6 +59,7 @@ impl AttentionConfig {
             prefill_chunk: 512,
             context_limit: None,
             max_logprobs: 256,
+            prefix_cache: true,
             allowed_tokens: None,
             moe_retry_limit: Duration::from_secs(30),
             progress: Progress::default(),

@@ -102,6 +102,7 @@ impl AttentionService {
             limits: config.limits(block)?,
             mask: config.mask(vocab)?,
             moe_retry_limit: config.moe_retry_limit,
+            prefix_cache: config.prefix_cache,
             submitted,
             state: Arc::clone(&state),
             metrics: Metrics::new(registry)?,

@@ -31,6 +31,7 @@ pub(crate) struct Parts<T> {
     pub(crate) limits: Limits,
     pub(crate) mask: TokenMask,
     pub(crate) moe_retry_limit: Duration,
+    pub(crate) prefix_cache: bool,
     pub(crate) submitted: Receiver<Sequence>,
     pub(crate) state: Arc<State>,
     pub(crate) metrics: Metrics,
@@ -51,7 +52,8 @@ type Ending = Result<End, Error>;
 
 impl<T: Trunk> Engine<T> {
     pub(crate) fn new(parts: Parts<T>) -> Self {
-        let pool = BlockPool::new(parts.trunk.shape().blocks);
+        let blocks = parts.trunk.shape().blocks;
+        let pool = if parts.prefix_cache { BlockPool::new(blocks) } else { BlockPool::without_prefixes(blocks) };
         parts.metrics.blocks_total.set(pool.total() as i64);
         let (running, waiting) = (Vec::new(), VecDeque::new());
         Self { parts, pool, running, waiting, backoff: Backoff::default(), logits: Vec::new() }

@@ -27,6 +27,9 @@ pub struct AttentionArgs {
     /// Size of the latent cache in MiB; taken as it fills.
     #[arg(long, env = "CONCLAVE_CACHE_MIB", value_name = "MIB", default_value = "1024")]
     pub cache_mib: u64,
+    /// Keep no latents for other sequences with the same prefix.
+    #[arg(long, env = "CONCLAVE_NO_PREFIX_CACHE")]
+    pub no_prefix_cache: bool,
     /// Sequences that run at the same time; more wait.
     #[arg(long, env = "CONCLAVE_MAX_RUNNING", value_name = "N", default_value = "64")]
     pub max_running: usize,
@@ -51,6 +54,7 @@ impl AttentionArgs {
         let text = checkpoint.text()?;
         Ok(AttentionConfig {
             cache: CacheSize::Bytes(self.cache_mib << 20),
+            prefix_cache: !self.no_prefix_cache,
             max_running: self.max_running,
             max_waiting: self.max_waiting,
             step_tokens: self.step_tokens.max(self.max_running),

@@ -66,7 +66,11 @@ impl Rig {
         let record = member::record("expert", Role::Expert, shard.address.clone(), &checkpoint, device.numerics());
         let expert = join(&cluster, Member { cells, state: MemberState::Ready, ..record }).await?;
 
-        let router = Server::start(dispatch_routes(serve_dispatch(dispatcher(&checkpoint, &cluster)?, CancellationToken::new()))).await?;
+        let router = Server::start(dispatch_routes(serve_dispatch(
+            dispatcher(&checkpoint, &cluster)?,
+            CancellationToken::new(),
+        )))
+        .await?;
         let record = member::record("router", Role::Router, router.address.clone(), &checkpoint, String::new());
         let dispatch = join(&cluster, Member { hosts_dispatch: true, state: MemberState::Ready, ..record }).await?;
         let busy = Busy::default();
