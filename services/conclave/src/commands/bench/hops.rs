@@ -21,9 +21,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use conclave_cluster::{LocalMembership, Member, MemberState, Registration, Role};
-use conclave_dispatch::{
-    DispatchConfig, Dispatcher, GrpcShards, ModelShape, MoeLink, RemoteConfig, RemoteDispatch, ShardConnector,
-};
+use conclave_dispatch::{MoeLink, RemoteConfig, RemoteDispatch};
 use conclave_kernels::{Device, Dtype, activation};
 use conclave_model::{Checkpoint, ModelConfig};
 use conclave_proto::{
@@ -31,22 +29,19 @@ use conclave_proto::{
     v1::{Activation, Cluster, ClusterMember, MoeInput},
 };
 use conclave_serve::id;
-use prometheus::Registry;
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     limits::Costs,
     prompts::SplitMix,
     report::{AtLeast, Figure, Unit},
-    rig::Rig,
+    rig::{NOBODY_THERE, Rig, dispatcher, grpc_dispatcher},
     stats::percentile,
 };
 use crate::process::{blocking, in_process::join};
 
 /// Calls before those that count: connections are made, buffers grow.
 const WARM_UP: usize = 20;
-/// When no router has answered so long there is none.
-const NO_ROUTER: Duration = Duration::from_secs(3);
 
 /// How often a call is measured.
 #[derive(Debug, Clone, Copy)]
@@ -66,13 +61,14 @@ pub struct Calls {
 pub async fn empty_layer<D: Device>(device: &Arc<D>, count: Calls) -> Result<Vec<Figure>> {
     let rig = Rig::start(device).await?;
     let row = Row::of(rig.checkpoint.config(), device.activation()).context("a model with experts")?;
-    let in_process = dispatcher(&rig.checkpoint, &rig.cluster, rig.shards.clone())?;
+    let (checkpoint, cluster) = (&rig.checkpoint, &rig.cluster);
+    let ways: [(&str, Arc<dyn MoeLink>); 3] = [
+        ("hop, in process", dispatcher(checkpoint, cluster, rig.shards.clone())?),
+        ("hop, embedded", grpc_dispatcher(checkpoint, cluster)?),
+        ("hop, through a router", through_router(checkpoint, cluster)?),
+    ];
     let mut figures = Vec::new();
-    for (name, link) in [
-        ("hop, in process", in_process),
-        ("hop, embedded", embedded(&rig.checkpoint, &rig.cluster)?),
-        ("hop, through a router", through_router(&rig.checkpoint, &rig.cluster)?),
-    ] {
+    for (name, link) in ways {
         figures.push(measure(name, link, row, count).await?);
     }
     let busy = percentile(&rig.busy.samples(), 50.0).into_iter().collect();
@@ -101,12 +97,16 @@ pub async fn cluster_layer_calls(
     costs: &Costs,
     count: Calls,
 ) -> Result<Vec<Figure>> {
+    if Row::of(costs.config(), costs.activation()).is_none() {
+        return Ok(Vec::new());
+    }
     let (membership, _registrations) = members(cluster).await?;
-    let mut figures = Vec::new();
-    for (name, link) in [
-        ("layer call, embedded", embedded(checkpoint, &membership)?),
+    let ways: [(&str, Arc<dyn MoeLink>); 2] = [
+        ("layer call, embedded", grpc_dispatcher(checkpoint, &membership)?),
         ("layer call, through a router", through_router(checkpoint, &membership)?),
-    ] {
+    ];
+    let mut figures = Vec::new();
+    for (name, link) in ways {
         figures.extend(match layer_call(name, link, costs, count).await {
             Ok(figure) => figure,
             Err(error) => Some(Figure::skipped(name, Unit::Microseconds, format!("{error:#}"))),
@@ -115,27 +115,10 @@ pub async fn cluster_layer_calls(
     Ok(figures)
 }
 
-/// Dispatch beside the caller, shards at their addresses.
-fn embedded(checkpoint: &Checkpoint, cluster: &LocalMembership) -> Result<Arc<dyn MoeLink>> {
-    let connect_timeout = DispatchConfig::new("").connect_timeout;
-    dispatcher(checkpoint, cluster, Arc::new(GrpcShards::new(checkpoint.fingerprint(), connect_timeout)))
-}
-
 /// Dispatch at a router's address.
 fn through_router(checkpoint: &Checkpoint, cluster: &LocalMembership) -> Result<Arc<dyn MoeLink>> {
     let config = RemoteConfig::new(checkpoint.fingerprint(), id::random_u64()?);
-    Ok(RemoteDispatch::new(RemoteConfig { no_router_timeout: NO_ROUTER, ..config }, cluster))
-}
-
-fn dispatcher(
-    checkpoint: &Checkpoint,
-    cluster: &LocalMembership,
-    shards: Arc<dyn ShardConnector>,
-) -> Result<Arc<dyn MoeLink>> {
-    let shape = ModelShape::new(checkpoint.config()).context("a model with experts")?;
-    let no_replica_timeout = NO_ROUTER;
-    let config = DispatchConfig { no_replica_timeout, ..DispatchConfig::new(checkpoint.fingerprint()) };
-    Ok(Dispatcher::new(config, shape, cluster, shards, &Registry::new()))
+    Ok(RemoteDispatch::new(RemoteConfig { no_router_timeout: NOBODY_THERE, ..config }, cluster))
 }
 
 /// The routers and the shards of a cluster as its API shows them.

@@ -27,24 +27,32 @@ use conclave_serve::{
 
 use crate::process::{AttentionArgs, DeviceArgs, ModelArgs};
 
+/// What the figures mean, for `--help`.
+const FIGURES: &str = "\
+Measure how fast a model is served: in this process, or by a running server or cluster
+
+Prompts are random token ids, the same in every run; decoding is greedy and goes on past any end of sequence.
+
+  prefill      prompt tokens by the time from the request to its first token
+  decode       tokens of all streams by the time during which all of them decode, no prefill in it;
+               below it the time from one token of a stream to its next
+  layer call   one row through one MoE layer of the model, from the gate logits to the sum
+  hop          the same for a tiny model, so that little but the way is left. In process; embedded: dispatch
+               beside the caller, the shard behind gRPC (two hops); through a router: both behind gRPC (four).
+               Servers are in this process, on threads of their own and behind loopback connections
+  ready        from opening the checkpoint to serving
+  peak memory  resident, of all processes together
+
+Beside each figure stands the best that this machine allows: its read bandwidth and its peak of multiply-adds are
+measured in the same run, the best of several samples. A step has to read each weight matrix that it needs once
+(routed experts: as many as are expected to be chosen) and the latents that are attended to, and to do the
+operations of matrices and attention; whichever takes longer is the limit. What stays in a large cache can be
+faster than that.";
+
 /// Measure how fast a model is served: in this process, or by a running server or cluster.
-///
-/// Prompts are random token ids, the same in every run; decoding is greedy and goes on past any end of sequence.
-///
-/// prefill: prompt tokens by the time from the request to the first token. decode: tokens of all streams by the time
-/// during which all of them decode, no prefill in it; and the time from one token of a stream to its next. layer call:
-/// one row through one MoE layer, from the gate logits to the sum. hop: the same for a tiny model, so that little but the
-/// way is left; embedded: dispatch beside the caller and the shard behind gRPC (two hops), through a router: both behind
-/// gRPC (four), on loopback and threads of their own. ready: from opening the checkpoint to serving. peak memory: of all
-/// processes, resident.
-///
-/// Every figure stands beside the best that this machine allows: its read bandwidth and its peak of multiply-adds are
-/// measured in the same run, the best of several samples. The limit of a step counts each weight matrix that it needs
-/// once (routed experts: as many as are expected to be chosen), the latents that are attended to, and the operations of
-/// matrices and attention; whichever takes longer, reading or multiplying, is the limit. What stays in a large cache can
-/// be faster than that.
 #[derive(Debug, Args)]
 #[command(
+    long_about = FIGURES,
     after_help = "Examples:\n  conclave bench\n  conclave bench --model DIR --threads 2 --profile --json run.json\n  \
                   conclave bench --url http://127.0.0.1:50051 --model DIR --baseline run.json"
 )]
@@ -142,9 +150,40 @@ impl BenchArgs {
         if let Some((flag, _)) = positive.iter().find(|(_, least)| *least == Some(&0)) {
             bail!("{flag}: found 0, expected at least 1");
         }
+        if let Some(path) = &self.json
+            && let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty())
+            && !folder.is_dir()
+        {
+            bail!("--json: {}: found no such folder", folder.display());
+        }
         if !(1..=3000).contains(&self.limit) {
             bail!("--limit: found {}, expected 1 to 3000", self.limit);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused_before_anything_is_loaded() {
+        let refused = |args: &[&str]| {
+            let args = Command::parse_from(std::iter::once(&"bench").chain(args)).bench;
+            args.check().unwrap_err().to_string()
+        };
+        assert_eq!(refused(&["--batch", "1,0"]), "--batch: found 0, expected at least 1");
+        assert_eq!(refused(&["--limit", "3001"]), "--limit: found 3001, expected 1 to 3000");
+        assert_eq!(refused(&["--json", "/no/where/x.json"]), "--json: /no/where: found no such folder");
+        assert!(Command::parse_from(["bench", "--json", "x.json"]).bench.check().is_ok());
     }
 }

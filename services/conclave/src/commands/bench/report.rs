@@ -70,6 +70,7 @@ pub struct AtLeast {
 pub struct Figure {
     /// What was measured; the same in every run.
     pub name: String,
+    /// What the samples count.
     pub unit: Unit,
     /// One a repetition; none where the measurement was left out or not done in time.
     pub samples: Vec<f64>,
@@ -117,19 +118,25 @@ impl Figure {
 /// Everything that a run found.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
+    /// Of Conclave.
     pub version: &'static str,
     /// Of the source that the binary was built from.
     pub commit: &'static str,
     /// What decides the bits of the served model.
     pub numerics: String,
+    /// Where it ran.
     pub machine: Machine,
     /// What was measured: this process, or the URL of a server.
     pub target: String,
+    /// What was served.
     pub model: Model,
+    /// What the machine can do at most.
     pub limits: Limits,
+    /// In the order of the table.
     pub figures: Vec<Figure>,
     /// Peak memory of each process.
     pub processes: Vec<Process>,
+    /// Where the time of a step went; only with `--profile`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profiles: Vec<Profile>,
 }
@@ -137,7 +144,9 @@ pub struct Report {
 /// The served model.
 #[derive(Debug, Clone, Serialize)]
 pub struct Model {
+    /// As clients ask for it.
     pub name: String,
+    /// Of its checkpoint.
     pub fingerprint: String,
     /// Bytes of all weights as the device keeps them; `None` where the checkpoint is not at hand.
     pub weight_bytes: Option<f64>,
@@ -148,7 +157,9 @@ pub struct Model {
 /// One process that took part.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Process {
+    /// Its id.
     pub pid: u32,
+    /// Most memory that it had resident.
     pub peak_bytes: u64,
 }
 

@@ -32,6 +32,9 @@ use tonic::service::Routes;
 
 use crate::process::{blocking, connectors::LocalShards, expert_node::ExpertNode, in_process::join, member};
 
+/// Who has not been found for so long is not there.
+pub const NOBODY_THERE: Duration = Duration::from_secs(3);
+
 /// The model and its servers.
 pub struct Rig {
     /// The model.
@@ -66,11 +69,8 @@ impl Rig {
         let record = member::record("expert", Role::Expert, shard.address.clone(), &checkpoint, device.numerics());
         let expert = join(&cluster, Member { cells, state: MemberState::Ready, ..record }).await?;
 
-        let router = Server::start(dispatch_routes(serve_dispatch(
-            dispatcher(&checkpoint, &cluster)?,
-            CancellationToken::new(),
-        )))
-        .await?;
+        let dispatch = serve_dispatch(grpc_dispatcher(&checkpoint, &cluster)?, CancellationToken::new());
+        let router = Server::start(dispatch_routes(dispatch)).await?;
         let record = member::record("router", Role::Router, router.address.clone(), &checkpoint, String::new());
         let dispatch = join(&cluster, Member { hosts_dispatch: true, state: MemberState::Ready, ..record }).await?;
         let busy = Busy::default();
@@ -136,12 +136,30 @@ fn cell(group: u32) -> CellId {
     CellId { span: 0, group: GroupId(group) }
 }
 
-/// The router's.
-fn dispatcher(checkpoint: &Checkpoint, cluster: &LocalMembership) -> Result<Arc<Dispatcher>> {
+/// Dispatch to the shards of a cluster at their addresses.
+///
+/// # Errors
+/// When the model has no experts.
+pub fn grpc_dispatcher(checkpoint: &Checkpoint, cluster: &LocalMembership) -> Result<Arc<Dispatcher>> {
+    let connect_timeout = dispatch_config(checkpoint).connect_timeout;
+    dispatcher(checkpoint, cluster, Arc::new(GrpcShards::new(checkpoint.fingerprint(), connect_timeout)))
+}
+
+/// Dispatch to the shards of a cluster over links of the caller's choice.
+///
+/// # Errors
+/// When the model has no experts.
+pub fn dispatcher(
+    checkpoint: &Checkpoint,
+    cluster: &LocalMembership,
+    shards: Arc<dyn ShardConnector>,
+) -> Result<Arc<Dispatcher>> {
     let shape = ModelShape::new(checkpoint.config()).context("a model with experts")?;
-    let config = DispatchConfig::new(checkpoint.fingerprint());
-    let shards = Arc::new(GrpcShards::new(checkpoint.fingerprint(), config.connect_timeout));
-    Ok(Dispatcher::new(config, shape, cluster, shards, &Registry::new()))
+    Ok(Dispatcher::new(dispatch_config(checkpoint), shape, cluster, shards, &Registry::new()))
+}
+
+fn dispatch_config(checkpoint: &Checkpoint) -> DispatchConfig {
+    DispatchConfig { no_replica_timeout: NOBODY_THERE, ..DispatchConfig::new(checkpoint.fingerprint()) }
 }
 
 /// A gRPC server on a runtime of its own; ends when dropped.

@@ -46,11 +46,7 @@ const LAYER_CALLS: usize = 40;
 pub async fn run(args: &BenchArgs) -> Result<Report> {
     let machine = Machine::read();
     match &args.url {
-        Some(url) => {
-            let isa = args.device.isa.unwrap_or(Isa::available()[0]);
-            let limits = probe(Limits::new(args.device.count()?, isa), &machine).await?;
-            remote(args, url, machine, limits).await
-        }
+        Some(url) => remote(args, url, machine).await,
         None => match args.device.open()? {
             AnyDevice::Reference(device) => in_process(args, &device, Isa::Portable, machine).await,
             AnyDevice::Cpu(device) => in_process(args, &device, device.isa(), machine).await,
@@ -123,10 +119,12 @@ async fn serve<D: Device>(
 }
 
 /// Over the public API of a server.
-async fn remote(args: &BenchArgs, url: &str, machine: Machine, limits: Limits) -> Result<Report> {
+async fn remote(args: &BenchArgs, url: &str, machine: Machine) -> Result<Report> {
     let target = Target::connect(url, args.api_key.as_deref()).await?;
     let model = target.model().await?;
     let checkpoint = checkpoint_of(args, &model).await?;
+    let isa = args.device.isa.unwrap_or(Isa::available()[0]);
+    let limits = probe(Limits::new(args.device.count()?, isa), &machine).await?;
     let costs = checkpoint.as_ref().map(|checkpoint| Costs::on(checkpoint, &model.numerics));
     let mut bench = bench(args, target, &model, costs.clone(), Progress::new()).await?;
     let mut figures = throughput(args, &mut bench).await?;
