@@ -38,7 +38,8 @@ async fn the_local_cluster_script_serves_and_cleans_up() {
 
     let started = children(script.pid());
     assert_eq!(started.iter().filter(|pid| is_running(**pid)).count(), 7, "etcd, router, attention and four experts");
-    script.signal("INT").unwrap();
+    // As Ctrl-C does; a shell that was started in the background cannot catch SIGINT.
+    script.signal("TERM").unwrap();
     script.wait_exit(Duration::from_secs(30)).unwrap();
     assert!(script.log().contains("stopping"), "{}", script.log());
     assert!(!started.iter().any(|pid| is_running(*pid)), "left behind: {started:?}");
