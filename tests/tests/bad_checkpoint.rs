@@ -6,21 +6,12 @@ use std::{
     process::{Command, Output},
 };
 
-use conclave_tests::{binary, demo_model};
+use conclave_tests::{binary, demo_copy};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Of the demo checkpoint.
 const LAYERS: u64 = 6;
-
-fn copy() -> TempDir {
-    let dir = TempDir::new().unwrap();
-    for file in fs::read_dir(demo_model()).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
-    }
-    dir
-}
 
 fn serve(dir: &Path) -> Output {
     let out = Command::new("timeout")
@@ -45,7 +36,7 @@ fn refused(dir: &TempDir, words: &[&str]) {
 }
 
 fn with_config(change: impl FnOnce(&mut Value)) -> TempDir {
-    let dir = copy();
+    let dir = demo_copy();
     let path = dir.path().join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     change(&mut config);
@@ -55,7 +46,7 @@ fn with_config(change: impl FnOnce(&mut Value)) -> TempDir {
 
 /// Rewrites the header of the weights file; the data stay as they are.
 fn with_header(change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> TempDir {
-    let dir = copy();
+    let dir = demo_copy();
     let path = dir.path().join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -95,14 +86,14 @@ fn configs_that_say_what_is_not_supported() {
 
 #[test]
 fn configs_that_are_no_configs() {
-    let dir = copy();
+    let dir = demo_copy();
     fs::write(dir.path().join("config.json"), "{\"hidden_size\": 256,").unwrap();
     refused(&dir, &["config.json", "line 1"]);
     fs::remove_file(dir.path().join("config.json")).unwrap();
     refused(&dir, &["config.json"]);
     let dir = with_config(|config| drop(config.as_object_mut().unwrap().remove("kv_lora_rank")));
     refused(&dir, &["kv_lora_rank"]);
-    let dir = copy();
+    let dir = demo_copy();
     fs::write(dir.path().join("tokenizer.json"), "{").unwrap();
     refused(&dir, &["tokenizer.json"]);
 }
@@ -132,7 +123,7 @@ fn tensors_that_do_not_fit_the_config() {
 
 #[test]
 fn files_that_are_cut_short_or_listed_wrongly() {
-    let dir = copy();
+    let dir = demo_copy();
     let path = dir.path().join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use conclave_proto::v1::{Cluster as View, GenerateRequest};
-use conclave_tests::{Answer, Cluster, ClusterSpec, Process, Serve, binary, chat, demo_model, gather, greedy};
+use conclave_tests::{
+    Answer, Cluster, ClusterSpec, Process, Serve, binary, chat, demo_model, demo_with_other_weights, gather, greedy,
+};
 
 const STREAM_TOKENS: u32 = 300;
 
@@ -157,17 +159,7 @@ async fn a_second_process_with_the_same_id_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_member_with_other_weights_takes_no_traffic() {
     let mut cluster = Cluster::start(ClusterSpec::even(1)).await.unwrap();
-    let other = tempfile::TempDir::new().unwrap();
-    for file in std::fs::read_dir(demo_model()).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), other.path().join(file.file_name())).unwrap();
-    }
-    // Same headers, other weights: one bit of the last tensor.
-    let weights = other.path().join("model.safetensors");
-    let mut bytes = std::fs::read(&weights).unwrap();
-    *bytes.last_mut().unwrap() ^= 0x40;
-    std::fs::write(&weights, bytes).unwrap();
-
+    let other = demo_with_other_weights();
     let args = expert_args(&cluster.etcd.url, &other.path().display().to_string(), "impostor");
     let process = Process::spawn(cluster.dir.path(), "impostor", &binary(), &args).unwrap();
     cluster.experts.push(process);

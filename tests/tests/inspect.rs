@@ -9,7 +9,7 @@ use std::{
 
 use conclave_model::Checkpoint;
 use conclave_proto::v1::GenerateRequest;
-use conclave_tests::{Cluster, ClusterSpec, Process, Serve, binary, demo_model, greedy, tokens};
+use conclave_tests::{Cluster, ClusterSpec, Process, Serve, binary, demo_copy, demo_model, greedy, tokens};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -31,16 +31,6 @@ fn printed(args: &[&str]) -> String {
 
 fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
-}
-
-/// A copy of the demo checkpoint.
-fn copy() -> TempDir {
-    let dir = TempDir::new().unwrap();
-    for file in fs::read_dir(demo_model()).unwrap() {
-        let file = file.unwrap();
-        fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
-    }
-    dir
 }
 
 fn text(path: &Path) -> &str {
@@ -87,7 +77,7 @@ fn json_of_the_demo_model_has_exact_numbers() {
 
 #[test]
 fn a_refused_checkpoint_is_shown_with_every_reason() {
-    let dir = copy();
+    let dir = demo_copy();
     let path = dir.path().join("config.json");
     let mut config = json(&fs::read_to_string(&path).unwrap());
     config["model_type"] = "deepseek_v3".into();
@@ -120,7 +110,7 @@ fn a_refused_checkpoint_is_shown_with_every_reason() {
 
 #[test]
 fn a_configuration_alone_and_a_truncated_file_are_shown_too() {
-    let dir = copy();
+    let dir = demo_copy();
     let path = dir.path().join("model.safetensors");
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() - 100]).unwrap();

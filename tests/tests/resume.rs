@@ -2,7 +2,7 @@
 
 use std::process::{Output, Stdio};
 
-use conclave_tests::{Serve, binary, demo_model};
+use conclave_tests::{Serve, binary, demo_with_other_weights};
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncReadExt},
@@ -153,25 +153,11 @@ async fn a_server_that_stays_away_is_a_clear_error() {
 #[tokio::test(flavor = "multi_thread")]
 async fn another_model_does_not_go_on() {
     let mut serve = Serve::start(&[]).await.unwrap();
-    let other = other_weights();
+    let other = demo_with_other_weights();
     let mut child = generate(&serve.grpc, &[]).spawn().unwrap();
     read_more(child.stdout.as_mut().unwrap(), &mut Vec::new(), 10).await;
     serve.kill_and_start_again(&[&format!("--model={}", other.path().display())]).await.unwrap();
     let Output { status, stderr, .. } = child.wait_with_output().await.unwrap();
     let said = String::from_utf8_lossy(&stderr).into_owned();
     assert!(!status.success() && said.contains("serves another model now"), "{status}\n{said}");
-}
-
-/// The demo checkpoint with one bit of the last tensor changed.
-fn other_weights() -> tempfile::TempDir {
-    let folder = tempfile::TempDir::new().unwrap();
-    for file in std::fs::read_dir(demo_model()).unwrap() {
-        let file = file.unwrap();
-        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
-    }
-    let weights = folder.path().join("model.safetensors");
-    let mut bytes = std::fs::read(&weights).unwrap();
-    *bytes.last_mut().unwrap() ^= 0x40;
-    std::fs::write(&weights, bytes).unwrap();
-    folder
 }
