@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use conclave_attention::sampler::TokenMask;
 use conclave_cluster::{MakeMember, MemberState, Membership, Role};
 use conclave_dispatch::{DispatchConfig, Dispatcher, GrpcShards, ModelShape, MoeLink, RemoteConfig, RemoteDispatch};
 use conclave_model::Checkpoint;
@@ -134,7 +135,9 @@ async fn load(
     host: &Host,
 ) -> Result<AttentionNode> {
     host.readiness.set(State::Starting("loading the trunk".to_owned()));
-    let config = args.attention.config(instance, args.context, checkpoint)?;
+    let vocab = checkpoint.config().vocab;
+    let with_string = checkpoint.text()?.map(|text| TokenMask::new(vocab, |id| text.has_string(id)));
+    let config = args.attention.config(instance, args.context, with_string);
     let (device, checkpoint, registry) = (device.clone(), checkpoint.clone(), host.registry.clone());
     blocking("load the trunk", move || AttentionNode::start(config, &device, checkpoint, moe, &registry))
         .await

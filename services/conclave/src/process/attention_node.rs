@@ -45,14 +45,9 @@ pub struct AttentionArgs {
 }
 
 impl AttentionArgs {
-    /// The settings of a service; ids without a string are never sampled.
-    ///
-    /// # Errors
-    /// When the tokenizer is broken.
-    pub fn config(&self, instance: &str, context: Option<u32>, checkpoint: &Checkpoint) -> Result<AttentionConfig> {
-        let vocab = checkpoint.config().vocab;
-        let text = checkpoint.text()?;
-        Ok(AttentionConfig {
+    /// The settings of a service that samples no id but those `allowed`; `None`: all of the vocabulary.
+    pub fn config(&self, instance: &str, context: Option<u32>, allowed: Option<TokenMask>) -> AttentionConfig {
+        AttentionConfig {
             cache: CacheSize::Bytes(self.cache_mib << 20),
             prefix_cache: !self.no_prefix_cache,
             max_running: self.max_running,
@@ -60,9 +55,9 @@ impl AttentionArgs {
             step_tokens: self.step_tokens.max(self.max_running),
             prefill_chunk: self.prefill_chunk,
             context_limit: context.map(|limit| limit as usize),
-            allowed_tokens: text.map(|text| TokenMask::new(vocab, |id| text.has_string(id))),
+            allowed_tokens: allowed,
             ..AttentionConfig::new(InstanceId(instance.to_owned()))
-        })
+        }
     }
 }
 

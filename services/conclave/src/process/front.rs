@@ -7,9 +7,8 @@ use clap::Args;
 use conclave_model::Checkpoint;
 use conclave_router::{
     ApiKeys, FrontConfig, ServedModel,
-    front::{AttentionConnector, ClusterLoad, Front},
+    front::{AttentionConnector, Front},
 };
-use conclave_serve::Readiness;
 use prometheus::Registry;
 use tokio::sync::watch;
 
@@ -51,17 +50,11 @@ impl FrontArgs {
         })
     }
 
-    /// The front of a checkpoint over the attention replicas in `view`.
+    /// The model of a checkpoint as the API shows it.
     ///
     /// # Errors
     /// When its tokenizer, template or generation config is broken.
-    pub fn front(
-        &self,
-        checkpoint: &Checkpoint,
-        view: watch::Receiver<Arc<conclave_cluster::ClusterView>>,
-        connector: Arc<dyn AttentionConnector>,
-        registry: &Registry,
-    ) -> Result<Arc<Front>> {
+    pub fn model(&self, checkpoint: &Checkpoint) -> Result<ServedModel> {
         let mut model = ServedModel::of(checkpoint)?;
         if let Some(name) = &self.model_name {
             model.name.clone_from(name);
@@ -69,6 +62,20 @@ impl FrontArgs {
         if model.text.is_none() {
             tracing::warn!("no tokenizer.json: prompts are token ids only");
         }
+        Ok(model)
+    }
+
+    /// The front of a model over the attention replicas in `view`.
+    ///
+    /// # Errors
+    /// When a bound makes no sense.
+    pub fn front(
+        &self,
+        model: ServedModel,
+        view: watch::Receiver<Arc<conclave_cluster::ClusterView>>,
+        connector: Arc<dyn AttentionConnector>,
+        registry: &Registry,
+    ) -> Result<Arc<Front>> {
         let config = FrontConfig {
             context_limit: self.context,
             max_sequences: self.max_sequences,
@@ -76,19 +83,5 @@ impl FrontArgs {
             ..FrontConfig::default()
         };
         Ok(Front::new(config, model, view, connector, registry)?)
-    }
-
-    /// The servers' state of one front.
-    ///
-    /// # Errors
-    /// As for [`Self::keys`].
-    pub fn service(
-        &self,
-        front: Arc<Front>,
-        load: Arc<dyn ClusterLoad>,
-        readiness: Readiness,
-        registry: Registry,
-    ) -> Result<conclave_router::RouterService> {
-        Ok(conclave_router::RouterService { front, load, keys: self.keys()?, readiness, registry })
     }
 }

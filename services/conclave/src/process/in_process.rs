@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use conclave_attention::sampler::TokenMask;
 use conclave_cluster::{
     CellChoice, CellShape, Loads, LocalMembership, MakeMember, Member, MemberState, Membership, Registration, Role,
     choose,
@@ -12,7 +13,7 @@ use conclave_expert::ExpertConfig;
 use conclave_kernels::Device;
 use conclave_model::Checkpoint;
 use conclave_proto::{CellId, InstanceId};
-use conclave_router::front::{ClusterLoad, NoLoad};
+use conclave_router::front::{ClusterLoad, NoLoad, ServedModel};
 use conclave_serve::{Readiness, State};
 use prometheus::Registry;
 
@@ -27,8 +28,10 @@ use super::{
 };
 
 /// What to run.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Settings<'a> {
+    /// The model that is served.
+    pub model: &'a ServedModel,
     /// The attention service.
     pub attention: &'a AttentionArgs,
     /// Longest context in tokens; `None`: the model's.
@@ -105,7 +108,9 @@ impl InProcess {
             moe = dispatcher;
         }
         shown.readiness.set(State::Starting("loading the trunk".to_owned()));
-        let config = settings.attention.config("attention", settings.context, checkpoint)?;
+        let ServedModel { text, config, .. } = settings.model;
+        let with_string = text.as_ref().map(|text| TokenMask::new(config.vocab, |id| text.token_bytes(id).is_some()));
+        let config = settings.attention.config("attention", settings.context, with_string);
         let (on, from, link, registry) = (device.clone(), checkpoint.clone(), moe.clone(), shown.registry.clone());
         let node = blocking("load the trunk", move || AttentionNode::on(config, on, from, link, &registry)).await?;
         registrations.push(join(&membership, ready("attention", Role::Attention, checkpoint, &numerics)).await?);

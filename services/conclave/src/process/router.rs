@@ -8,7 +8,7 @@ use conclave_cluster::{MakeMember, Member, MemberState, Membership, Role};
 use conclave_dispatch::{DispatchConfig, Dispatcher, GrpcShards, ModelShape, serve_dispatch};
 use conclave_model::Checkpoint;
 use conclave_router::{
-    Role as Part, dispatch_routes,
+    Role as Part, RouterService, dispatch_routes,
     front::{ClusterLoad, GrpcAttention, NoLoad},
 };
 use conclave_serve::{
@@ -137,14 +137,13 @@ fn serve_front(
     listeners: Listeners,
 ) -> Result<()> {
     let connector = Arc::new(GrpcAttention::new(checkpoint.fingerprint())?);
-    let front = args.front.front(checkpoint, membership.watch(), connector, &host.registry)?;
+    let (model, keys) = (args.front.model(checkpoint)?, args.front.keys()?);
+    let front = args.front.front(model, membership.watch(), connector, &host.registry)?;
     let load: Arc<dyn ClusterLoad> = match dispatcher {
         Some(dispatcher) => Arc::new(DispatcherLoad(dispatcher)),
         None => Arc::new(NoLoad),
     };
-    host.serve_front(
-        args.front.service(front, load, host.readiness.clone(), host.registry.clone())?,
-        listeners.http,
-        listeners.grpc,
-    )
+    let (readiness, registry) = (host.readiness.clone(), host.registry.clone());
+    let service = RouterService { front, load, keys, readiness, registry };
+    host.serve_front(service, listeners.http, listeners.grpc)
 }

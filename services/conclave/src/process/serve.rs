@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::Result;
 use clap::Args;
 use conclave_cluster::Membership;
-use conclave_router::front::ServedModel;
+use conclave_router::{RouterService, front::ServedModel};
 use conclave_serve::{State, args::LogArgs, listen, telemetry};
 
 use super::{
@@ -58,17 +58,19 @@ async fn live(args: &ServeArgs) -> Result<()> {
     let device = args.device.open()?;
     let checkpoint = args.model.open().await?;
     checkpoint.check_memory(checkpoint.total_bytes())?;
+    let (model, keys) = (args.front.model(&checkpoint)?, args.front.keys()?);
 
-    let settings = Settings { attention: &args.attention, context: args.front.context, shards: args.shards };
+    let (attention, context, shards) = (&args.attention, args.front.context, args.shards);
+    let settings = Settings { model: &model, attention, context, shards };
     let shown = Shown { readiness: host.readiness.clone(), registry: host.registry.clone() };
     let parts = tokio::select! {
         parts = InProcess::start(settings, &shown, &device, &checkpoint) => parts?,
         () = host.stop.cancelled() => return host.end().await,
     };
-    let front = args.front.front(&checkpoint, parts.membership.watch(), parts.attention.clone(), &host.registry)?;
-    let load = parts.load.clone();
-    let model = front.model().clone();
-    let service = args.front.service(front, load, host.readiness.clone(), host.registry.clone())?;
+    let (view, connector) = (parts.membership.watch(), parts.attention.clone());
+    let front = args.front.front(model.clone(), view, connector, &host.registry)?;
+    let (readiness, registry) = (host.readiness.clone(), host.registry.clone());
+    let service = RouterService { front, load: parts.load.clone(), keys, readiness, registry };
     host.serve_front(service, http, grpc)?;
     greet(&model, http_address, grpc_address);
 

@@ -110,9 +110,9 @@ async fn serve<D: Device>(
 ) -> Result<(InProcess, Arc<Front>)> {
     let registry = Registry::new();
     let shown = Shown { readiness: Readiness::starting("loading"), registry: registry.clone() };
-    let settings = Settings { attention: &args.attention, context: None, shards: args.shards };
-    let parts = InProcess::on(settings, &shown, device, checkpoint).await?;
     let model = ServedModel::of(checkpoint)?;
+    let settings = Settings { model: &model, attention: &args.attention, context: None, shards: args.shards };
+    let parts = InProcess::on(settings, &shown, device, checkpoint).await?;
     let (view, connector) = (parts.membership.watch(), parts.attention.clone());
     let front = Front::new(FrontConfig::default(), model, view, connector, &registry)?;
     Ok((parts, front))
