@@ -47,8 +47,32 @@ async fn main() -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("conclave: {error:#}");
+            eprintln!("conclave: {}", with_causes(&error));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error with its causes, each once: many messages end in their cause already.
+fn with_causes(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .fold(error.to_string(), |said, cause| if said.ends_with(&cause) { said } else { format!("{said}: {cause}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let cause = || std::io::Error::other("in use");
+        assert_eq!(with_causes(&anyhow::Error::new(cause()).context("listen on a port")), "listen on a port: in use");
+        assert_eq!(
+            with_causes(&anyhow::Error::new(cause()).context("listen: in use").context("start")),
+            "start: listen: in use"
+        );
     }
 }

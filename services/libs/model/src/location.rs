@@ -35,7 +35,7 @@ fn locate_in(location: &str, hub: Option<&Path>) -> Result<Located, ModelError> 
     if !location.is_empty() && dir.is_dir() {
         return Ok(Located { dir: dir.to_path_buf(), name: directory_name(dir) });
     }
-    let mut looked = format!("./{location}");
+    let mut looked = Path::new(".").join(location).display().to_string();
     if let (Some(hub), Some((org, name))) = (hub, repository(location)) {
         let repository = hub.join(format!("models--{org}--{name}"));
         if let Some(dir) = snapshot(&repository) {
