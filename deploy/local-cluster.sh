@@ -22,13 +22,31 @@ common=(--model "$model" --etcd "$etcd_url" --device "${DEVICE:-cpu}")
 threads=${THREADS:-1}
 wait_seconds=${READY_SECONDS:-30}
 pids=()
+names=()
 
 start() { # start NAME COMMAND...
     local name=$1
     shift
     "$@" >"$logs/$name.log" 2>&1 &
     pids+=($!)
+    names+=("$name")
     echo "  $name: pid $!, log $logs/$name.log"
+}
+
+wait_for() { # wait_for URL WHAT: until URL answers well, every process still running
+    local i
+    while [ "$SECONDS" -lt "$wait_seconds" ]; do
+        curl --silent --fail "$1" >/dev/null && return
+        for i in "${!pids[@]}"; do
+            kill -0 "${pids[$i]}" 2>/dev/null && continue
+            echo "${names[$i]} ended early; the end of $logs/${names[$i]}.log:" >&2
+            tail -n 20 "$logs/${names[$i]}.log" >&2
+            exit 1
+        done
+        sleep 0.2
+    done
+    echo "$2 not ready after $wait_seconds s; logs in $logs" >&2
+    exit 1
 }
 
 stop() {
@@ -48,6 +66,8 @@ start etcd etcd --name local --data-dir "$logs/etcd" --log-level warn \
     --listen-peer-urls "http://127.0.0.1:$((etcd_port + 1))" \
     --initial-advertise-peer-urls "http://127.0.0.1:$((etcd_port + 1))" \
     --initial-cluster "local=http://127.0.0.1:$((etcd_port + 1))"
+# Members give up on an etcd that does not answer within seconds; on a busy disk it takes longer to start.
+wait_for "$etcd_url/health" etcd
 for shard in ${SHARDS:-1/2 2/2 1/2 2/2}; do
     start "expert-${#pids[@]}" $conclave expert "${common[@]}" --threads "${EXPERT_THREADS:-$threads}" --shard $shard \
         --grpc 127.0.0.1:0 --admin 127.0.0.1:0
@@ -55,15 +75,7 @@ done
 start attention $conclave attention "${common[@]}" --threads "$threads" --dispatch "${DISPATCH:-router}" \
     --grpc 127.0.0.1:0 --admin 127.0.0.1:0
 start router $conclave router --model "$model" --etcd "$etcd_url" --http "$http" --grpc "$grpc"
-
-for _ in $(seq $((wait_seconds * 5))); do
-    for pid in "${pids[@]}"; do
-        kill -0 "$pid" 2>/dev/null || { echo "a process ended early; logs in $logs" >&2; exit 1; }
-    done
-    curl --silent --fail "http://$http/readyz" >/dev/null && ready=yes && break
-    sleep 0.2
-done
-[ "${ready:-no}" = yes ] || { echo "not ready after $wait_seconds s; logs in $logs" >&2; exit 1; }
+wait_for "http://$http/readyz" "the cluster"
 
 cat <<TEXT
 ready after $SECONDS s
