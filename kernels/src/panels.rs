@@ -1,8 +1,9 @@
 //! Weights in memory: matrices in panels of sixteen outputs, and tables of rows.
 //!
-//! A panel holds `[in][16]` elements: all that one step along the inner dimension needs for sixteen outputs lies
-//! together. So one loop serves any number of rows, runs over the panel from front to back, and sums each output in
-//! ascending order of the inner dimension. Outputs past the last are zero.
+//! A panel holds `[in / 2][16][2]` elements: two steps along the inner dimension for sixteen outputs lie together, as dot
+//! products of pairs and matrix tiles want them. So one loop serves any number of rows, runs over the panel from front to
+//! back, and sums each output in ascending order of the inner dimension. Outputs past the last are zero, and so are the
+//! steps that fill the inner dimension up to a multiple of [`STEPS`].
 
 use bytemuck::Pod;
 
@@ -14,6 +15,10 @@ use crate::{
 
 /// Outputs of one panel.
 pub(crate) const WIDTH: usize = 16;
+/// Elements of two steps: a pair for each output.
+pub(crate) const PAIRS: usize = 2 * WIDTH;
+/// The inner dimension of a panel is a multiple of this: one matrix tile.
+pub(crate) const STEPS: usize = 32;
 
 /// An element as weights and latents are kept in memory.
 pub trait Element: Pod + Send + Sync {
@@ -80,8 +85,9 @@ impl<T: Element> Panels<T> {
     pub(crate) fn pack(arena: &Arena, pool: &Pool, weight: Weight<'_>) -> Result<Self, KernelError> {
         weight.check()?;
         let (outputs, inputs) = weight.shape();
-        let mut block = arena.block(outputs.next_multiple_of(WIDTH) * inputs)?;
-        pool.run_chunks(&mut block, WIDTH * inputs, |panel, to| match weight.dtype {
+        let padded = |size: usize, unit: usize| size.checked_next_multiple_of(unit).unwrap_or(usize::MAX);
+        let mut block = arena.block(padded(outputs, WIDTH).saturating_mul(padded(inputs, STEPS)))?;
+        pool.run_chunks(&mut block, WIDTH * padded(inputs, STEPS), |panel, to| match weight.dtype {
             Dtype::F32 => pack_panel(weight, panel * WIDTH, to, read_f32),
             Dtype::Bf16 => pack_panel(weight, panel * WIDTH, to, read_bf16),
         });
@@ -101,9 +107,14 @@ impl<T: Element> Panels<T> {
         self.outputs.div_ceil(WIDTH)
     }
 
-    /// Panel `index`: `[inputs][16]`.
+    /// The inner dimension with its padding.
+    pub(crate) fn depth(&self) -> usize {
+        self.inputs.next_multiple_of(STEPS)
+    }
+
+    /// Panel `index`: `[depth / 2][16][2]`.
     pub(crate) fn panel(&self, index: usize) -> &[T] {
-        let length = WIDTH * self.inputs;
+        let length = WIDTH * self.depth();
         &self.block[index * length..][..length]
     }
 
@@ -125,15 +136,19 @@ fn pack_panel<T: Element, const SIZE: usize>(
     let (stored, _) = weight.data.as_chunks::<SIZE>();
     let used = WIDTH.min(weight.shape().0 - first);
     if weight.transposed {
-        for (to, row) in to.chunks_exact_mut(WIDTH).zip(stored.chunks_exact(weight.cols)) {
-            to[..used].iter_mut().zip(&row[first..]).for_each(|(to, from)| *to = read(from));
+        for (step, row) in stored.chunks_exact(weight.cols).enumerate() {
+            let to = to[step / 2 * PAIRS + step % 2..].iter_mut().step_by(2);
+            to.zip(&row[first..first + used]).for_each(|(to, from)| *to = read(from));
         }
         return;
     }
+    let (rows, _) = stored[first * weight.cols..].split_at(used * weight.cols);
     for (strip, to) in to.chunks_mut(WIDTH * STRIP).enumerate() {
-        for output in 0..used {
-            let row = &stored[(first + output) * weight.cols + strip * STRIP..];
-            to[output..].iter_mut().step_by(WIDTH).zip(row).for_each(|(to, from)| *to = read(from));
+        for (output, row) in rows.chunks_exact(weight.cols.max(1)).enumerate() {
+            let row = row.get(strip * STRIP..).unwrap_or_default();
+            for (to, pair) in to.chunks_exact_mut(PAIRS).zip(row.chunks(2)) {
+                to[2 * output..].iter_mut().zip(pair).for_each(|(to, from)| *to = read(from));
+            }
         }
     }
 }
@@ -203,12 +218,13 @@ mod tests {
                             .unwrap();
                     let (outputs, inputs) = if transposed { (cols, rows) } else { (rows, cols) };
                     assert_eq!((packed.outputs(), packed.inputs()), (outputs, inputs));
-                    assert_eq!(packed.bytes(), outputs.next_multiple_of(16) * inputs * 2);
+                    assert_eq!(packed.bytes(), outputs.next_multiple_of(16) * inputs.next_multiple_of(32) * 2);
                     for output in 0..packed.count() * WIDTH {
-                        for input in 0..inputs {
-                            let found = packed.panel(output / WIDTH)[input * WIDTH + output % WIDTH].widen();
+                        for input in 0..packed.depth() {
+                            let at = input / 2 * PAIRS + output % WIDTH * 2 + input % 2;
+                            let found = packed.panel(output / WIDTH)[at].widen();
                             let at = if transposed { input * cols + output } else { output * cols + input };
-                            assert_eq!(found, if output < outputs { expected[at] } else { 0.0 });
+                            assert_eq!(found, if output < outputs && input < inputs { expected[at] } else { 0.0 });
                         }
                     }
                 }

@@ -6,11 +6,12 @@ use std::ops::Range;
 
 use super::{
     Cpu,
+    inputs::Inputs,
     kernels::Columns,
-    products::{self, Inputs, Product},
+    products::{self, Product},
 };
 use crate::{
-    Device, LatentWrite, MlaShape, RotaryTable, SequenceRows,
+    Device, Dtype, LatentWrite, MlaShape, RotaryTable, SequenceRows,
     cache::LatentCache,
     grid::Grid,
     ops::{attention::merge_splits, latents::LATENT_EPS, rope::rope},
@@ -63,19 +64,11 @@ impl Cpu {
         let rows = positions.len();
         assert_eq!((q.len(), uk.len()), (rows * heads * width, heads), "queries");
         assert_eq!(out.len(), rows * heads * cached, "absorbed queries");
-        let rounded = self.rounded(q);
-        let product = |(head, uk)| {
-            let data = rounded.get(head * width..).unwrap_or_default();
-            Product { x: Inputs { data, stride: heads * width, width: shape.nope, rows, picked: None }, w: [uk] }
+        let of_head = |head: usize| {
+            let data = q.get(head * width..).unwrap_or_default();
+            Inputs { data, stride: heads * width, width: shape.nope, rows, picked: None }
         };
-        let products: Vec<Product<'_, 1>> = uk.iter().enumerate().map(product).collect();
-        let grid = Grid::new(out, heads * cached);
-        products::run(&self.pool, self.kernels, &products, |head, output| {
-            let cols = head * cached + output.cols.start..head * cached + output.cols.end;
-            // SAFETY: each output is handed over once.
-            let out = unsafe { grid.part(output.row, cols) };
-            out.copy_from_slice(&output.values[0][..out.len()]);
-        });
+        self.by_heads(of_head, uk, Grid::new(out, heads * cached), cached);
         self.rows(out, cached, 4 * shape.rope, |index, out| {
             let (cos, sin) = rotary.at(positions[index / heads], shape.rope / 2);
             let out = &mut out[shape.latent..];
@@ -220,18 +213,26 @@ impl Cpu {
         let rows = o_lat.len() / (heads * latent).max(1);
         assert_eq!((o_lat.len(), uv.len()), (rows * heads * latent, heads), "weighted latents");
         assert_eq!(out.len(), rows * heads * value, "values");
-        let rounded = self.rounded(o_lat);
-        let product = |(head, uv)| {
-            let data = rounded.get(head * latent..).unwrap_or_default();
-            Product { x: Inputs { data, stride: heads * latent, width: latent, rows, picked: None }, w: [uv] }
+        let of_head = |head: usize| {
+            let data = o_lat.get(head * latent..).unwrap_or_default();
+            Inputs { data, stride: heads * latent, width: latent, rows, picked: None }
         };
-        let products: Vec<Product<'_, 1>> = uv.iter().enumerate().map(product).collect();
-        let grid = Grid::new(out, heads * value);
-        products::run(&self.pool, self.kernels, &products, |head, output| {
-            let cols = head * value + output.cols.start..head * value + output.cols.end;
-            // SAFETY: each output is handed over once.
-            let out = unsafe { grid.part(output.row, cols) };
-            out.copy_from_slice(&output.values[0][..out.len()]);
+        self.by_heads(of_head, uv, Grid::new(out, heads * value), value);
+    }
+
+    /// The product of each head's inputs with its matrix, into columns from `head · width` on.
+    fn by_heads<'a>(&self, inputs: impl Fn(usize) -> Inputs<'a>, w: &[Panels<u16>], out: Grid<'_, f32>, width: usize) {
+        let inputs: Vec<Inputs<'_>> = (0..w.len()).map(inputs).collect();
+        let x = self.packed(Dtype::Bf16, &inputs);
+        let products: Vec<Product<'_, 1>> =
+            w.iter().enumerate().map(|(head, w)| Product { x: x.of(head), w: [w] }).collect();
+        products::run(&self.pool, &products, |head, outputs| {
+            let cols = head * width + outputs.cols.start..head * width + outputs.cols.end;
+            for (row, [values]) in outputs.rows() {
+                // SAFETY: each output is handed over once.
+                let out = unsafe { out.part(row, cols.clone()) };
+                out.copy_from_slice(&values[..out.len()]);
+            }
         });
     }
 }

@@ -3,6 +3,7 @@
 //! Activations are bf16: an operation rounds its matrix inputs once, at its entry, and sums in f32.
 #![allow(unsafe_code)]
 
+mod inputs;
 mod isa;
 mod kernels;
 mod mla;
@@ -11,9 +12,10 @@ pub mod rates;
 
 use std::sync::Arc;
 
+use inputs::{Inputs, Packed};
 pub use isa::Isa;
 use kernels::Kernels;
-use products::{Inputs, Product};
+use products::Product;
 
 use crate::{
     Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, MlaShape, Pool, RotaryTable, SequenceRows, Weight,
@@ -52,24 +54,22 @@ impl Cpu {
         self.isa
     }
 
-    /// `x` rounded to bf16.
-    fn rounded(&self, x: &[f32]) -> Scratch {
-        let mut out = Scratch::take(x.len());
-        let chunk = tasks::at_once(&self.pool, x.len(), 1);
-        self.pool.run_chunks(&mut out, chunk, |index, out| {
-            self.kernels.round(&x[index * chunk..][..out.len()], out);
-        });
-        out
+    /// Inputs of products, rounded to `dtype` and packed.
+    fn packed(&self, dtype: Dtype, inputs: &[Inputs<'_>]) -> Packed<'_> {
+        Packed::new(&self.pool, self.kernels.tiles(dtype), inputs)
     }
 
-    /// `y [T, out] = x · Wᵀ`, `x` as it is.
-    fn product(&self, x: Inputs<'_>, w: &Panels<u16>, y: &mut [f32]) {
-        assert_eq!(x.rows * w.outputs(), y.len(), "rows of a linear layer");
+    /// `y [T, out] = round(x) · Wᵀ`, `x` rounded to `dtype`.
+    fn product(&self, x: Inputs<'_>, dtype: Dtype, w: &Panels<u16>, y: &mut [f32]) {
+        assert_eq!((x.width, x.rows * w.outputs()), (w.inputs(), y.len()), "rows of a linear layer");
         let y = Grid::new(y, w.outputs());
-        products::run(&self.pool, self.kernels, &[Product { x, w: [w] }], |_, output| {
-            // SAFETY: each output is handed over once.
-            let y = unsafe { y.part(output.row, output.cols) };
-            y.copy_from_slice(&output.values[0][..y.len()]);
+        let x = self.packed(dtype, &[x]);
+        products::run(&self.pool, &[Product { x: x.of(0), w: [w] }], |_, outputs| {
+            for (row, [values]) in outputs.rows() {
+                // SAFETY: each output is handed over once.
+                let y = unsafe { y.part(row, outputs.cols.clone()) };
+                y.copy_from_slice(&values[..y.len()]);
+            }
         });
     }
 
@@ -81,20 +81,17 @@ impl Cpu {
         });
     }
 
-    /// The inner activations of feed-forward blocks, one block's rows after the other: `[Σ rows, I]`, rounded.
-    fn inner(&self, blocks: &[Product<'_, 2>], first_rows: &[usize], width: usize) -> Scratch {
-        let rows = first_rows.last().map_or(0, |first| first + blocks[blocks.len() - 1].x.rows);
-        let mut inner = Scratch::take(rows * width);
-        let grid = Grid::new(&mut inner, width);
-        products::run(&self.pool, self.kernels, blocks, |block, output| {
-            let mut product = [0.0; WIDTH];
-            let [gate, up] = output.values;
-            self.kernels.swiglu(gate, up, &mut product);
-            // SAFETY: each output is handed over once, and each block has rows of its own.
-            let inner = unsafe { grid.part(first_rows[block] + output.row, output.cols) };
-            inner.copy_from_slice(&product[..inner.len()]);
+    /// The inner activations of feed-forward blocks of one width: `inner[i] [rows, I]` for block `i`.
+    fn inner(&self, blocks: &[Product<'_, 2>], inner: &[Grid<'_, f32>]) {
+        products::run(&self.pool, blocks, |block, outputs| {
+            for (row, [gate, up]) in outputs.rows() {
+                let mut product = [0.0; WIDTH];
+                self.kernels.swiglu(gate, up, &mut product);
+                // SAFETY: each output is handed over once.
+                let inner = unsafe { inner[block].part(row, outputs.cols.clone()) };
+                inner.copy_from_slice(&product[..inner.len()]);
+            }
         });
-        inner
     }
 }
 
@@ -143,49 +140,58 @@ impl Device for Cpu {
     }
 
     fn linear(&self, x: &[f32], w: &Self::Matrix, y: &mut [f32]) {
-        self.product(Inputs::new(&self.rounded(x), w.inputs()), w, y);
+        self.product(Inputs::new(x, w.inputs()), Dtype::Bf16, w, y);
     }
 
     fn gate_logits(&self, x: &[f32], w: &Self::Matrix, y: &mut [f32]) {
-        self.product(Inputs::new(x, w.inputs()), w, y);
+        self.product(Inputs::new(x, w.inputs()), Dtype::F32, w, y);
     }
 
     fn ffn(&self, x: &[f32], ffn: &Ffn<Self::Matrix>, y: &mut [f32]) {
-        let x = self.rounded(x);
-        let block = Product { x: Inputs::new(&x, ffn.gate.inputs()), w: [&ffn.gate, &ffn.up] };
-        let width = ffn.gate.outputs();
-        let inner = self.inner(&[block], &[0], width);
-        self.product(Inputs::new(&inner, width), &ffn.down, y);
+        let (hidden, width) = (ffn.gate.inputs(), ffn.gate.outputs());
+        let x = self.packed(Dtype::Bf16, &[Inputs::new(x, hidden)]);
+        let mut inner = Scratch::take(x.of(0).rows() * width);
+        self.inner(&[Product { x: x.of(0), w: [&ffn.gate, &ffn.up] }], &[Grid::new(&mut inner, width)]);
+        drop(x);
+        self.product(Inputs::new(&inner, width), Dtype::Bf16, &ffn.down, y);
     }
 
     fn grouped_ffn(&self, x: &[f32], experts: &[ExpertRows<'_, Self::Matrix>], out: &mut [f32]) {
         let Some(first) = experts.first() else { return };
         let (hidden, width) = (first.ffn.gate.inputs(), first.ffn.gate.outputs());
-        let x = self.rounded(x);
-        let mut first_rows = Vec::with_capacity(experts.len());
-        let mut blocks = Vec::with_capacity(experts.len());
-        let mut rows = 0;
-        for expert in experts {
-            first_rows.push(rows);
-            rows += expert.rows.len();
-            let picked = Inputs { rows: expert.rows.len(), picked: Some(expert.rows), ..Inputs::new(&x, hidden) };
-            blocks.push(Product { x: picked, w: [&expert.ffn.gate, &expert.ffn.up] });
+        let picked: Vec<Inputs<'_>> = experts
+            .iter()
+            .map(|expert| Inputs { rows: expert.rows.len(), picked: Some(expert.rows), ..Inputs::new(x, hidden) })
+            .collect();
+        let rows: usize = picked.iter().map(|picked| picked.rows).sum();
+        let mut inner = Scratch::take(rows * width);
+        {
+            let x = self.packed(Dtype::Bf16, &picked);
+            let blocks: Vec<Product<'_, 2>> = experts
+                .iter()
+                .enumerate()
+                .map(|(index, expert)| Product { x: x.of(index), w: [&expert.ffn.gate, &expert.ffn.up] })
+                .collect();
+            let grids: Vec<Grid<'_, f32>> =
+                split(&mut inner, &picked, width).map(|inner| Grid::new(inner, width)).collect();
+            self.inner(&blocks, &grids);
         }
-        let inner = self.inner(&blocks, &first_rows, width);
+        let inner: Vec<Inputs<'_>> = split(&mut inner, &picked, width).map(|inner| Inputs::new(inner, width)).collect();
+        let inner = self.packed(Dtype::Bf16, &inner);
 
         // A task owns some columns of all slots, and takes the experts one after the other.
         let panels = hidden.div_ceil(WIDTH);
         let at_once = tasks::at_once(&self.pool, panels, rows * width * WIDTH);
         let out = Grid::new(out, hidden);
         self.pool.run(panels.div_ceil(at_once), |task| {
-            for (expert, first_row) in experts.iter().zip(&first_rows) {
-                let rows = Inputs::new(&inner[first_row * width..][..expert.rows.len() * width], width);
-                let down = Product { x: rows, w: [&expert.ffn.down] };
-                let panels = task * at_once..panels.min((task + 1) * at_once);
-                down.panels(self.kernels, panels, |output| {
-                    let (slot, weight) = (expert.slots[output.row] as usize, expert.weights[output.row]);
-                    // SAFETY: these columns belong to this task, which holds no other part of them now.
-                    add_weighted(weight, output.values[0], unsafe { out.part(slot, output.cols) });
+            for (index, expert) in experts.iter().enumerate() {
+                let down = Product { x: inner.of(index), w: [&expert.ffn.down] };
+                down.panels(task * at_once..panels.min((task + 1) * at_once), |outputs| {
+                    for (row, [values]) in outputs.rows() {
+                        let (slot, weight) = (expert.slots[row] as usize, expert.weights[row]);
+                        // SAFETY: these columns belong to this task, which holds no other part of them now.
+                        add_weighted(weight, values, unsafe { out.part(slot, outputs.cols.clone()) });
+                    }
                 });
             }
         });
@@ -222,4 +228,10 @@ impl Device for Cpu {
     fn mla_values(&self, shape: &MlaShape, o_lat: &[f32], uv: &[Self::Matrix], out: &mut [f32]) {
         self.values(shape, o_lat, uv, out);
     }
+}
+
+/// The rows of each expert among `rows [_, width]`.
+fn split<'a>(rows: &'a mut [f32], experts: &[Inputs<'_>], width: usize) -> impl Iterator<Item = &'a mut [f32]> {
+    let mut rest = rows;
+    experts.iter().map(move |expert| rest.split_off_mut(..expert.rows * width).unwrap_or_default())
 }

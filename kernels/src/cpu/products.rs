@@ -1,102 +1,109 @@
-//! Matrix products over threads and tiles.
+//! Matrix products over threads, cache blocks and tiles.
 
 use std::ops::Range;
 
-use super::kernels::{Kernels, TILE_OUTPUTS, TILE_PANELS, TILE_ROWS, panels_at_once};
+use super::inputs::PackedRows;
 use crate::{
     panels::{Panels, WIDTH},
     pool::Pool,
+    scratch::Scratch,
     tasks,
 };
 
-/// Rows of f32 that lie at equal distances in a buffer.
-#[derive(Clone, Copy)]
-pub(super) struct Inputs<'a> {
-    /// From the first row on.
-    pub(super) data: &'a [f32],
-    /// Elements from one row to the next.
-    pub(super) stride: usize,
-    /// Elements of one row.
-    pub(super) width: usize,
-    /// How many rows.
-    pub(super) rows: usize,
-    /// Which rows, where not the first ones.
-    pub(super) picked: Option<&'a [u32]>,
-}
-
-impl<'a> Inputs<'a> {
-    /// `data [rows, width]`
-    pub(super) fn new(data: &'a [f32], width: usize) -> Self {
-        Self { data, stride: width, width, rows: data.len() / width.max(1), picked: None }
-    }
-
-    fn row(&self, index: usize) -> &'a [f32] {
-        let row = self.picked.map_or(index, |picked| picked[index] as usize);
-        &self.data[row * self.stride..][..self.width]
-    }
-}
+/// Panels that are computed one after the other and then handed on, at most.
+const GROUP: usize = 8;
 
 /// The products of the same rows with `N` matrices (one or two) of one shape.
 pub(super) struct Product<'a, const N: usize> {
-    pub(super) x: Inputs<'a>,
+    pub(super) x: PackedRows<'a>,
     pub(super) w: [&'a Panels<u16>; N],
 }
 
-/// Sixteen outputs of one row.
-pub(super) struct Output<'a, const N: usize> {
-    /// Row of the inputs.
-    pub(super) row: usize,
+/// Sixteen outputs of some rows.
+pub(super) struct Outputs<'a, const N: usize> {
+    rows: Range<usize>,
     /// Which outputs: at most sixteen, fewer at the end of a matrix.
     pub(super) cols: Range<usize>,
-    /// The outputs of each matrix.
-    pub(super) values: [&'a [f32; WIDTH]; N],
+    values: [&'a [[f32; WIDTH]]; N],
+}
+
+impl<'a, const N: usize> Outputs<'a, N> {
+    /// Each row of the inputs, and its outputs of each matrix.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (usize, [&'a [f32; WIDTH]; N])> {
+        let values = self.values;
+        self.rows.clone().enumerate().map(move |(at, row)| (row, values.map(|values| &values[at])))
+    }
 }
 
 impl<const N: usize> Product<'_, N> {
     fn work_of_panel(&self) -> usize {
-        N * self.x.rows * self.x.width * WIDTH
+        N * self.x.rows() * self.x.depth() * WIDTH
     }
 
-    /// Computes some panels and hands each row's outputs to `sink`; each weight is read once for up to six rows.
-    pub(super) fn panels(&self, kernels: &dyn Kernels, panels: Range<usize>, mut sink: impl FnMut(Output<'_, N>)) {
-        assert!(self.w.iter().all(|w| w.inputs() == self.x.width), "inputs of {} elements", self.x.width);
-        let tiles = self.x.rows.div_ceil(TILE_ROWS);
-        let at_once = if tiles == 1 { (panels_at_once(self.x.rows) / N).max(1) } else { 1 };
-        for first in panels.clone().step_by(at_once) {
-            let panels = first..panels.end.min(first + at_once);
-            for tile in 0..tiles {
-                let rows = self.x.rows * tile / tiles..self.x.rows * (tile + 1) / tiles;
-                self.tile(kernels, rows, panels.clone(), &mut sink);
+    /// Panels of each matrix that are computed together.
+    fn group(&self) -> usize {
+        (self.at_once() / N).max(1)
+    }
+
+    /// Panels of one tile.
+    fn at_once(&self) -> usize {
+        self.x.tiles().panels(self.x.rows_of_tile()).min(GROUP)
+    }
+
+    /// Computes some panels and hands the outputs to `sink`. Rows are taken in blocks that stay in the second cache;
+    /// each weight is read once for a block.
+    pub(super) fn panels(&self, panels: Range<usize>, mut sink: impl FnMut(Outputs<'_, N>)) {
+        assert!(self.w.iter().all(|w| w.depth() == self.x.depth()), "inputs of {} elements", self.x.depth());
+        for block in self.x.blocks() {
+            for first in panels.clone().step_by(self.group()) {
+                self.block(block.clone(), first..panels.end.min(first + self.group()), &mut sink);
             }
         }
     }
 
-    /// At most six rows and, with all `N` matrices, as many panels as a tile takes, or one panel of each.
-    fn tile(
-        &self,
-        kernels: &dyn Kernels,
-        rows: Range<usize>,
-        panels: Range<usize>,
-        sink: &mut impl FnMut(Output<'_, N>),
-    ) {
-        let mut x: [&[f32]; TILE_ROWS] = [&[]; TILE_ROWS];
-        let x = &mut x[..rows.len()];
-        x.iter_mut().zip(rows.clone()).for_each(|(x, row)| *x = self.x.row(row));
-        let mut w: [&[u16]; TILE_PANELS] = [&[]; TILE_PANELS];
+    /// Some tiles of rows times a group of panels.
+    fn block(&self, tiles: Range<usize>, panels: Range<usize>, sink: &mut impl FnMut(Outputs<'_, N>)) {
+        let mut w: [&[u16]; GROUP] = [&[]; GROUP];
         let w = &mut w[..panels.len() * N];
         for (w, panel) in w.chunks_exact_mut(N).zip(panels.clone()) {
             w.iter_mut().zip(self.w).for_each(|(w, matrix)| *w = matrix.panel(panel));
         }
-        let mut out = [[0.0; WIDTH]; TILE_OUTPUTS];
-        let part = panels_at_once(x.len());
-        for (w, out) in w.chunks(part).zip(out.chunks_mut(part * x.len())) {
-            kernels.tile(x, w, out);
+        let rows = self.x.tile(tiles.start).start..self.x.tile(tiles.end - 1).end;
+        let mut sums = Scratch::take(rows.len() * w.len() * WIDTH);
+        sums.fill(0.0);
+        let sums = sums.as_chunks_mut::<WIDTH>().0;
+        let at_once = self.at_once();
+        for (w, sums) in w.chunks(at_once).zip(sums.chunks_mut(at_once * rows.len())) {
+            self.sums(tiles.clone(), w, sums);
         }
         for (index, panel) in panels.enumerate() {
             let cols = panel * WIDTH..self.w[0].outputs().min((panel + 1) * WIDTH);
-            for (at, row) in rows.clone().enumerate() {
-                let values = std::array::from_fn(|n| &out[(index * N + n) * x.len() + at]);
-                sink(Output { row, cols: cols.clone(), values });
+            for tile in tiles.clone().map(|tile| self.x.tile(tile)) {
+                let values = std::array::from_fn(|n| {
+                    let (part, panel) = ((index * N + n) / at_once, (index * N + n) % at_once);
+                    let width = at_once.min(w.len() - part * at_once);
+                    let before = part * at_once * rows.len() + width * (tile.start - rows.start);
+                    &sums[before + panel * tile.len()..][..tile.len()]
+                });
+                sink(Outputs { rows: tile, cols: cols.clone(), values });
+            }
+        }
+    }
+
+    /// `sums [tiles][panels][rows of the tile][16]`, strip by strip, so that a strip of the panels is read from the nearest
+    /// cache by all tiles but the first.
+    fn sums(&self, tiles: Range<usize>, w: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+        let kernel = self.x.tiles();
+        for first in (0..self.x.depth()).step_by(kernel.strip()) {
+            let steps = first..self.x.depth().min(first + kernel.strip());
+            let mut strips: [&[u16]; GROUP] = [&[]; GROUP];
+            let strips = &mut strips[..w.len()];
+            strips.iter_mut().zip(w).for_each(|(strip, w)| *strip = &w[steps.start * WIDTH..steps.end * WIDTH]);
+            let mut rest = &mut *sums;
+            for tile in tiles.clone() {
+                let (sums, others) = rest.split_at_mut(self.x.tile(tile).len() * w.len());
+                kernel.tile(self.x.strip(tile, steps.clone()), strips, sums);
+                rest = others;
             }
         }
     }
@@ -105,14 +112,13 @@ impl<const N: usize> Product<'_, N> {
 /// Runs products, cut by panels, on the threads of `pool`; `sink(i, output)` gets the outputs of product `i`, each once.
 pub(super) fn run<const N: usize>(
     pool: &Pool,
-    kernels: &dyn Kernels,
     products: &[Product<'_, N>],
-    sink: impl Fn(usize, Output<'_, N>) + Sync,
+    sink: impl Fn(usize, Outputs<'_, N>) + Sync,
 ) {
     let cut = cut(pool, products);
     pool.run(cut.len(), |task| {
         let (product, panels) = &cut[task];
-        products[*product].panels(kernels, panels.clone(), |output| sink(*product, output));
+        products[*product].panels(panels.clone(), |output| sink(*product, output));
     });
 }
 
@@ -121,9 +127,9 @@ fn cut<const N: usize>(pool: &Pool, products: &[Product<'_, N>]) -> Vec<(usize, 
     let total = products.iter().map(|product| product.work_of_panel() * product.w[0].count()).sum();
     let work = tasks::work_of_one(pool, total);
     let mut cut = Vec::new();
-    for (index, product) in products.iter().enumerate().filter(|(_, product)| product.x.rows > 0) {
+    for (index, product) in products.iter().enumerate().filter(|(_, product)| product.x.rows() > 0) {
         // Whole tiles of panels.
-        let at_once = work.div_ceil(product.work_of_panel().max(1)).next_multiple_of(TILE_PANELS);
+        let at_once = work.div_ceil(product.work_of_panel().max(1)).next_multiple_of(product.group());
         let count = product.w[0].count();
         cut.extend((0..count).step_by(at_once).map(|first| (index, first..count.min(first + at_once))));
     }

@@ -1,6 +1,6 @@
 //! Linear layer, and gate logits, which are the same where nothing is rounded.
 
-use crate::panels::{Element, Panels, WIDTH};
+use crate::panels::{Element, PAIRS, Panels, WIDTH};
 
 /// A matrix in the type it is stored in.
 pub enum Matrix {
@@ -53,12 +53,18 @@ impl Matrix {
 
 /// Sixteen outputs at once, each the sum over `k` in ascending order of `x[k] · w[k]`.
 fn panel<T: Element>(x: &[f32], weights: &[T]) -> [f32; WIDTH] {
-    let (weights, _) = weights.as_chunks::<WIDTH>();
+    let (weights, _) = weights.as_chunks::<PAIRS>();
     let mut sums = [0.0; WIDTH];
-    for (x, weights) in x.iter().zip(weights) {
-        for (sum, weight) in sums.iter_mut().zip(weights) {
-            *sum += x * weight.widen();
+    let (pairs, last) = x.as_chunks::<2>();
+    for (x, weights) in pairs.iter().zip(weights) {
+        for (sum, weights) in sums.iter_mut().zip(weights.as_chunks::<2>().0) {
+            *sum += x[0] * weights[0].widen();
+            *sum += x[1] * weights[1].widen();
         }
+    }
+    if let [x] = last {
+        let weights = weights[pairs.len()].iter().step_by(2);
+        sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += x * weight.widen());
     }
     sums
 }

@@ -3,11 +3,14 @@
 
 use std::arch::x86_64::*;
 
-use super::{Columns, Kernels, attention, elementwise, lanes::Lanes, peak, tile};
-use crate::panels::WIDTH;
+use super::{Columns, Kernels, Tiles, attention, elementwise, lanes::Lanes, peak, tile};
+use crate::{Dtype, panels::WIDTH};
 
 /// Kernels of [`crate::Isa::Avx2`]; made only by [`kernels`].
 struct Avx2(());
+
+/// Products of inputs rounded to a type; got only from an [`Avx2`].
+struct Avx2Tiles(Dtype);
 
 /// The loops for AVX2 and FMA.
 ///
@@ -42,6 +45,29 @@ impl Lanes for Ymm {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const u16) -> Self {
+        // SAFETY: see above.
+        unsafe { Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(from.cast())))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_second(mut from: *const u16) -> Self {
+        // SAFETY: see above; the empty assembly changes nothing. It hides that these pairs have been loaded before, which the
+        // compiler would keep, and registers are few.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) from, options(pure, nomem, nostack, preserves_flags));
+            let pairs = _mm256_loadu_si256(from.cast());
+            Self(_mm256_castsi256_ps(_mm256_blend_epi16::<0xaa>(_mm256_setzero_si256(), pairs)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(from: *const u16) {
+        // SAFETY: a prefetch of an address that is not mapped does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
     }
 
     #[inline(always)]
@@ -113,12 +139,26 @@ macro_rules! compiled {
 }
 
 // SAFETY (of all calls inside `compiled!`): these run with AVX2 and FMA; the loops check the lengths of their slices.
-impl Kernels for Avx2 {
-    fn tile(&self, rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]) {
-        compiled!(fn(rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]) {
+impl Tiles for Avx2Tiles {
+    fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
+        let inputs = self.0;
+        compiled!(fn(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) { tile::pack(inputs, rows, to) })
+    }
+
+    fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+        compiled!(fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
             // SAFETY: see above.
-            unsafe { tile::tile::<Ymm>(rows, panels, out) }
+            unsafe { tile::tile::<Ymm>(x, panels, sums) }
         })
+    }
+}
+
+impl Kernels for Avx2 {
+    fn tiles(&self, inputs: Dtype) -> &dyn Tiles {
+        match inputs {
+            Dtype::Bf16 => &Avx2Tiles(Dtype::Bf16),
+            Dtype::F32 => &Avx2Tiles(Dtype::F32),
+        }
     }
 
     fn round(&self, x: &[f32], out: &mut [f32]) {

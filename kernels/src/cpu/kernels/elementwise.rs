@@ -51,7 +51,6 @@ pub(super) unsafe fn rms_norm<L: Lanes>(x: &[f32], gain: &[f32], eps: f32, out: 
 /// As for [`Lanes`].
 #[inline(always)]
 pub(super) unsafe fn swiglu<L: Lanes>(gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
-    let mut product = [0.0; WIDTH];
     for at in (0..WIDTH).step_by(LANES) {
         // SAFETY: eight elements from `at` lie within the sixteen.
         unsafe {
@@ -59,8 +58,7 @@ pub(super) unsafe fn swiglu<L: Lanes>(gate: &[f32; WIDTH], up: &[f32; WIDTH], ou
             let up = L::load(up.as_ptr().add(at));
             let one = L::splat(1.0);
             let silu = gate.div(one.add(exp(gate.mul(L::splat(-1.0)))));
-            silu.mul(up).store(product.as_mut_ptr().add(at));
+            silu.mul(up).store(out.as_mut_ptr().add(at));
         }
     }
-    round(&product, out);
 }

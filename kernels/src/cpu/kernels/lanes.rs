@@ -8,13 +8,19 @@ pub(super) const LANES: usize = 8;
 ///
 /// # Safety
 /// All functions require that the machine has the instruction set of the type; those that take a pointer require
-/// that eight elements may be read or written there, at any alignment. Every caller must be compiled for the
+/// that eight elements (or pairs) may be read or written there, at any alignment. Every caller must be compiled for the
 /// instruction set, or be inlined into a function that is.
 pub(super) trait Lanes: Copy {
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
     /// Eight bf16, widened.
     unsafe fn load_bf16(from: *const u16) -> Self;
+    /// The first of each of eight pairs of bf16, widened.
+    unsafe fn load_first(from: *const u16) -> Self;
+    /// The second of each of eight pairs of bf16, widened.
+    unsafe fn load_second(from: *const u16) -> Self;
+    /// Asks for what lies at an address, which need not be valid, without waiting for it.
+    unsafe fn prefetch(from: *const u16);
     unsafe fn store(self, to: *mut f32);
     unsafe fn add(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;

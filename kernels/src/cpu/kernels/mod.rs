@@ -15,30 +15,47 @@ mod portable;
 mod tile;
 
 use super::Isa;
-use crate::panels::WIDTH;
+use crate::{Dtype, panels::WIDTH};
 
-/// Rows that one tile takes at most.
-pub(crate) const TILE_ROWS: usize = 6;
-/// Panels that one tile takes at most.
-pub(crate) const TILE_PANELS: usize = 4;
-/// Rows times panels that are computed one after the other and then handed on: six rows with two matrices.
-pub(crate) const TILE_OUTPUTS: usize = 2 * TILE_ROWS;
+/// Rows that a tile takes at most on any instruction set.
+pub(super) const TILE_ROWS: usize = 32;
 
-/// Panels that a tile of `rows` rows takes at most: as many sums as fit into registers, and enough to hide the latency
-/// of one chain of additions behind the others.
-pub(crate) fn panels_at_once(rows: usize) -> usize {
-    match rows {
-        1 => 4,
-        2 | 3 => 2,
-        _ => 1,
+/// Matrix products of an instruction set, tile by tile: a few packed rows times a few panels. Sizes are those of [`tile`]
+/// unless said otherwise.
+pub(crate) trait Tiles: Send + Sync {
+    /// Rows that one tile takes at most, [`TILE_ROWS`] or fewer.
+    fn rows(&self) -> usize {
+        tile::ROWS
     }
+
+    /// Panels that a tile of `rows` rows takes at most.
+    fn panels(&self, rows: usize) -> usize {
+        tile::panels(rows)
+    }
+
+    /// Steps along the inner dimension after which another tile is turned to, while the operands are in the nearest cache;
+    /// a multiple of [`crate::panels::STEPS`].
+    fn strip(&self) -> usize {
+        tile::STRIP
+    }
+
+    /// Elements of a packed row in the space of one f32.
+    fn density(&self) -> usize {
+        1
+    }
+
+    /// Lays out the rows of one tile, rounded to the type of the inputs, with zeros up to the depth of the panels. Strips lie
+    /// one behind the other: that of step `k` begins at `k · rows / density`.
+    fn pack(&self, rows: &[&[f32]], to: &mut [f32]);
+
+    /// `sums[p · R + r] += x[r] · panels[p]` over the steps of a strip, in an order that depends on nothing but the step.
+    fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]);
 }
 
 /// The inner loops of one instruction set. Each output is summed in an order fixed by its own coordinates.
 pub(crate) trait Kernels: Send + Sync {
-    /// `out[p · R + r] = rows[r] · panels[p]`, ascending. `R <= 6` rows `[k]`, panels `[k][16]` as many as
-    /// [`panels_at_once`] allows.
-    fn tile(&self, rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]);
+    /// Products whose inputs are rounded to bf16, or are f32 as they are.
+    fn tiles(&self, inputs: Dtype) -> &dyn Tiles;
 
     /// `out = round(x)` to bf16.
     fn round(&self, x: &[f32], out: &mut [f32]);
@@ -46,7 +63,7 @@ pub(crate) trait Kernels: Send + Sync {
     /// One row: `out = gain ⊙ x / sqrt(mean(x²) + eps)`.
     fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]);
 
-    /// `out = round( silu(gate) · up )` to bf16.
+    /// `out = silu(gate) · up`
     fn swiglu(&self, gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]);
 
     /// `out[h][at + j] = q[h] · keys[j]` over all `stride` elements (a multiple of eight). `q [heads, stride]`,
@@ -150,7 +167,7 @@ mod tests {
                     let (gate, up) = (f64::from(*gate), f64::from(up));
                     let expected = gate / (1.0 + (-gate).exp()) * up;
                     let error = (f64::from(out) - expected).abs();
-                    assert!(error <= expected.abs() / 255.0 + 1e-34, "{gate} {up}: {out}, expected {expected}");
+                    assert!(error <= expected.abs() * 1e-6 + 1e-34, "{gate} {up}: {out}, expected {expected}");
                 }
             }
             let mut out = [0.0; WIDTH];

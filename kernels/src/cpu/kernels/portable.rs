@@ -1,8 +1,8 @@
 //! The loops in plain Rust, for any machine: products are rounded before they are added.
 #![allow(unsafe_code)]
 
-use super::{Columns, Kernels, attention, elementwise, lanes::Lanes, peak, tile};
-use crate::{activation, panels::WIDTH};
+use super::{Columns, Kernels, Tiles, attention, elementwise, lanes::Lanes, peak, tile};
+use crate::{Dtype, activation, panels::WIDTH};
 
 /// Kernels of [`crate::Isa::Portable`].
 pub(super) struct Portable;
@@ -37,6 +37,21 @@ impl Lanes for Array {
         let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
         Self(bits.map(activation::from_bf16))
     }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const u16) -> Self {
+        // SAFETY: the caller vouches for eight pairs.
+        Self(unsafe { from.cast::<[[u16; 2]; 8]>().read_unaligned() }.map(|[first, _]| activation::from_bf16(first)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_second(from: *const u16) -> Self {
+        // SAFETY: the caller vouches for eight pairs.
+        Self(unsafe { from.cast::<[[u16; 2]; 8]>().read_unaligned() }.map(|[_, second]| activation::from_bf16(second)))
+    }
+
+    #[inline(always)]
+    unsafe fn prefetch(_: *const u16) {}
 
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
@@ -87,11 +102,27 @@ impl Lanes for Array {
     }
 }
 
+/// Products of inputs rounded to a type.
+struct PortableTiles(Dtype);
+
+impl Tiles for PortableTiles {
+    fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
+        tile::pack(self.0, rows, to);
+    }
+
+    fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+        // SAFETY: plain Rust needs no instruction set; the loop checks the lengths of its slices.
+        unsafe { tile::tile::<Array>(x, panels, sums) }
+    }
+}
+
 // SAFETY (of all calls below): plain Rust needs no instruction set; the loops check the lengths of their slices.
 impl Kernels for Portable {
-    fn tile(&self, rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]) {
-        // SAFETY: see above.
-        unsafe { tile::tile::<Array>(rows, panels, out) }
+    fn tiles(&self, inputs: Dtype) -> &dyn Tiles {
+        match inputs {
+            Dtype::Bf16 => &PortableTiles(Dtype::Bf16),
+            Dtype::F32 => &PortableTiles(Dtype::F32),
+        }
     }
 
     fn round(&self, x: &[f32], out: &mut [f32]) {

@@ -1,76 +1,128 @@
-//! Tiles of a matrix product: a few rows times a few panels, with all sums in registers.
+//! Tiles of a matrix product over lanes of f32: a few rows times a few panels, with all sums in registers.
 // Loops over indices below a const parameter are unrolled, and keep their sums in registers.
 #![allow(unsafe_code, clippy::needless_range_loop)]
 
 use super::{
+    elementwise::round,
     lanes::{LANES, Lanes},
-    panels_at_once,
 };
-use crate::panels::WIDTH;
+use crate::{
+    Dtype,
+    panels::{PAIRS, WIDTH},
+};
 
+/// Rows that one tile takes at most.
+pub(super) const ROWS: usize = 6;
+/// Steps of a strip: six packed rows and a panel of so many lie in the nearest cache together.
+pub(super) const STRIP: usize = 256;
 /// Vectors of one panel's sixteen outputs.
 const VECTORS: usize = WIDTH / LANES;
 
-/// `out[p · R + r] = rows[r] · panels[p]`: one chain of additions for each output, ascending, from zero.
+/// Panels that a tile of `rows` rows takes at most: as many sums as fit into registers, and enough to hide the latency
+/// of one chain of additions behind the others.
+pub(super) fn panels(rows: usize) -> usize {
+    match rows {
+        1 => 4,
+        2 | 3 => 2,
+        _ => 1,
+    }
+}
+
+/// Lays out rows for [`tile`], rounded to the type of the inputs: `to [depth / strip][rows][strip]`, the last strip being
+/// shorter, zeros past the end of the rows.
+#[inline(always)]
+pub(super) fn pack(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) {
+    let depth = to.len() / rows.len().max(1);
+    for (index, row) in rows.iter().enumerate() {
+        for start in (0..depth).step_by(STRIP) {
+            let length = STRIP.min(depth - start);
+            let to = &mut to[start * rows.len() + index * length..][..length];
+            let from = row.get(start..).unwrap_or_default();
+            let from = &from[..from.len().min(length)];
+            to[from.len()..].fill(0.0);
+            match inputs {
+                Dtype::Bf16 => round(from, &mut to[..from.len()]),
+                Dtype::F32 => to[..from.len()].copy_from_slice(from),
+            }
+        }
+    }
+}
+
+/// `sums[p · R + r] += x[r] · panels[p]`: one chain of additions for each output, ascending. `x [R][steps]`, panels
+/// `[steps / 2][16][2]`.
 ///
 /// # Safety
 /// As for [`Lanes`].
 #[inline(always)]
-pub(super) unsafe fn tile<L: Lanes>(rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]) {
-    let length = rows.first().map_or(0, |row| row.len());
-    assert!(rows.iter().all(|row| row.len() == length), "rows of one length");
-    assert!(panels.iter().all(|panel| panel.len() == length * WIDTH), "panels as long as the rows");
-    assert!(panels.len() <= panels_at_once(rows.len()) && out.len() >= rows.len() * panels.len(), "size of a tile");
+pub(super) unsafe fn tile<L: Lanes>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+    let rows = sums.len() / panels.len().max(1);
+    assert_eq!(rows * panels.len(), sums.len(), "sums of {} panels", panels.len());
+    assert!(panels.iter().all(|panel| panel.len() * rows == x.len() * WIDTH), "panels as long as the rows");
+    assert!(x.len().is_multiple_of(2 * rows.max(1)), "pairs of steps");
     // SAFETY: the lengths have been checked.
     unsafe {
-        match (rows.len(), panels.len()) {
-            (1, 1) => sums::<L, 1, 1>(rows, panels, out),
-            (1, 2) => sums::<L, 1, 2>(rows, panels, out),
-            (1, 3) => sums::<L, 1, 3>(rows, panels, out),
-            (1, 4) => sums::<L, 1, 4>(rows, panels, out),
-            (2, 1) => sums::<L, 2, 1>(rows, panels, out),
-            (2, 2) => sums::<L, 2, 2>(rows, panels, out),
-            (3, 1) => sums::<L, 3, 1>(rows, panels, out),
-            (3, 2) => sums::<L, 3, 2>(rows, panels, out),
-            (4, 1) => sums::<L, 4, 1>(rows, panels, out),
-            (5, 1) => sums::<L, 5, 1>(rows, panels, out),
-            (6, 1) => sums::<L, 6, 1>(rows, panels, out),
+        match (rows, panels.len()) {
+            (1, 1) => multiply::<L, 1, 1>(x, panels, sums),
+            (1, 2) => multiply::<L, 1, 2>(x, panels, sums),
+            (1, 3) => multiply::<L, 1, 3>(x, panels, sums),
+            (1, 4) => multiply::<L, 1, 4>(x, panels, sums),
+            (2, 1) => multiply::<L, 2, 1>(x, panels, sums),
+            (2, 2) => multiply::<L, 2, 2>(x, panels, sums),
+            (3, 1) => multiply::<L, 3, 1>(x, panels, sums),
+            (3, 2) => multiply::<L, 3, 2>(x, panels, sums),
+            (4, 1) => multiply::<L, 4, 1>(x, panels, sums),
+            (5, 1) => multiply::<L, 5, 1>(x, panels, sums),
+            (6, 1) => multiply::<L, 6, 1>(x, panels, sums),
             (rows, panels) => unreachable!("a tile of {rows} rows and {panels} panels"),
         }
     }
 }
 
 /// # Safety
-/// As for [`Lanes`]; `R` rows of one length, `P` panels of sixteen times that, room for `R · P` outputs.
+/// As for [`Lanes`]; `R` packed rows of an even number of steps, `P` panels of sixteen times that, `R · P` sums.
 #[inline(always)]
-unsafe fn sums<L: Lanes, const R: usize, const P: usize>(rows: &[&[f32]], panels: &[&[u16]], out: &mut [[f32; WIDTH]]) {
-    let mut x = [std::ptr::null::<f32>(); R];
-    x.iter_mut().zip(rows).for_each(|(x, row)| *x = row.as_ptr());
+unsafe fn multiply<L: Lanes, const R: usize, const P: usize>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
     let mut w = [std::ptr::null::<u16>(); P];
     w.iter_mut().zip(panels).for_each(|(w, panel)| *w = panel.as_ptr());
-    // SAFETY: `k` stays below the length of the rows, and a panel holds sixteen elements for each `k`.
+    let steps = x.len() / R;
+    let ahead = steps * WIDTH;
+    // SAFETY: `pair` stays below half of the steps, of which a panel holds 32 elements for each; a prefetch may name any
+    // address.
     unsafe {
-        let mut sums = [[[L::splat(0.0); VECTORS]; P]; R];
-        for k in 0..rows[0].len() {
-            let mut weights = [[L::splat(0.0); VECTORS]; P];
+        let mut totals = [[[L::splat(0.0); VECTORS]; P]; R];
+        for r in 0..R {
             for p in 0..P {
                 for v in 0..VECTORS {
-                    weights[p][v] = L::load_bf16(w[p].add(k * WIDTH + v * LANES));
-                }
-            }
-            for r in 0..R {
-                let x = L::splat(*x[r].add(k));
-                for p in 0..P {
-                    for v in 0..VECTORS {
-                        sums[r][p][v] = weights[p][v].mul_add(x, sums[r][p][v]);
-                    }
+                    totals[r][p][v] = L::load(sums[p * R + r].as_ptr().add(v * LANES));
                 }
             }
         }
-        for p in 0..P {
-            for r in 0..R {
+        for pair in 0..steps / 2 {
+            for step in 0..2 {
+                let mut weights = [[L::splat(0.0); VECTORS]; P];
+                for p in 0..P {
+                    for v in 0..VECTORS {
+                        let pairs = w[p].add(pair * PAIRS + v * 2 * LANES);
+                        weights[p][v] = if step == 0 { L::load_first(pairs) } else { L::load_second(pairs) };
+                    }
+                }
+                for r in 0..R {
+                    let x = L::splat(*x.as_ptr().add(r * steps + 2 * pair + step));
+                    for p in 0..P {
+                        for v in 0..VECTORS {
+                            totals[r][p][v] = weights[p][v].mul_add(x, totals[r][p][v]);
+                        }
+                    }
+                }
+            }
+            for p in 0..P {
+                L::prefetch(w[p].wrapping_add(ahead + pair * PAIRS));
+            }
+        }
+        for r in 0..R {
+            for p in 0..P {
                 for v in 0..VECTORS {
-                    sums[r][p][v].store(out[p * R + r].as_mut_ptr().add(v * LANES));
+                    totals[r][p][v].store(sums[p * R + r].as_mut_ptr().add(v * LANES));
                 }
             }
         }
