@@ -9,9 +9,13 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Bytes of a cache line. Working memory begins with one, so that rows of tiles do not straddle two.
+const ALIGN: usize = 64;
+
 /// f32 working memory of this thread; given back when dropped, so that the next taker need not allocate.
 pub(crate) struct Scratch {
     memory: Vec<f32>,
+    start: usize,
     length: usize,
 }
 
@@ -19,10 +23,12 @@ impl Scratch {
     /// `length` values of any content.
     pub(crate) fn take(length: usize) -> Self {
         let mut memory = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
-        if memory.len() < length {
-            memory.resize(length, 0.0);
+        let padding = ALIGN / size_of::<f32>();
+        if memory.len() < length + padding {
+            memory.resize(length + padding, 0.0);
         }
-        Self { memory, length }
+        let start = memory.as_ptr().align_offset(ALIGN).min(padding);
+        Self { memory, start, length }
     }
 }
 
@@ -38,13 +44,13 @@ impl Deref for Scratch {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.memory[..self.length]
+        &self.memory[self.start..][..self.length]
     }
 }
 
 impl DerefMut for Scratch {
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.memory[..self.length]
+        &mut self.memory[self.start..][..self.length]
     }
 }
 
@@ -59,6 +65,8 @@ mod tests {
         drop(first);
         let again = Scratch::take(10);
         assert_eq!((again.as_ptr(), again.len()), (address, 10));
-        assert_ne!(Scratch::take(10).as_ptr(), address);
+        let other = Scratch::take(10);
+        assert_ne!(other.as_ptr(), address);
+        assert!(other.as_ptr().addr().is_multiple_of(ALIGN) && address.addr().is_multiple_of(ALIGN));
     }
 }
