@@ -1,6 +1,10 @@
 //! What this machine gives at most: reads of memory, and multiply-adds. Operations are measured against these.
 
-use std::{hint::black_box, time::Instant};
+use std::{
+    hint::black_box,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use memmap2::MmapMut;
 
@@ -9,8 +13,9 @@ use crate::{KernelError, Pool};
 
 /// Tasks for each thread, so that one that is held up does not hold up all.
 const TASKS_PER_THREAD: usize = 8;
-/// Rounds of multiply-adds in one task: some milliseconds.
-const ROUNDS: usize = 2_000_000;
+/// Rounds of multiply-adds between two looks at the clock, and how long one task goes on.
+const ROUNDS: usize = 4000;
+const TASK: Duration = Duration::from_millis(4);
 
 /// Memory on huge pages that is read from front to back.
 pub struct ReadProbe {
@@ -57,13 +62,17 @@ impl ReadProbe {
 /// When this machine lacks the instruction set.
 pub fn multiply_add_rate(pool: &Pool, isa: Isa) -> Result<f64, KernelError> {
     let kernels = kernels::of(isa.check()?);
-    let tasks = pool.threads() * TASKS_PER_THREAD;
-    let of_one_task = kernels.multiply_adds(1) * ROUNDS;
+    let done = AtomicUsize::new(0);
     let started = Instant::now();
-    pool.run(tasks, |_| {
-        black_box(kernels.multiply_adds(ROUNDS));
+    pool.run(pool.threads() * TASKS_PER_THREAD, |_| {
+        let started = Instant::now();
+        let mut of_this_task = 0;
+        while started.elapsed() < TASK {
+            of_this_task += black_box(kernels.multiply_adds(ROUNDS));
+        }
+        done.fetch_add(of_this_task, Ordering::Relaxed);
     });
-    Ok((tasks * of_one_task) as f64 / started.elapsed().as_secs_f64())
+    Ok(done.into_inner() as f64 / started.elapsed().as_secs_f64())
 }
 
 #[cfg(test)]
