@@ -2,11 +2,16 @@
 
 use std::{fmt, str::FromStr};
 
+use super::kernels;
 use crate::KernelError;
 
 /// An instruction set that the CPU device has kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isa {
+    /// x86-64 with AMX tiles of bf16, beside all that [`Isa::Avx512`] needs.
+    Amx,
+    /// x86-64 with AVX-512 and its dot products of bf16, beside all that [`Isa::Avx2`] needs.
+    Avx512,
     /// x86-64 with AVX2 and FMA.
     Avx2,
     /// Plain Rust, on any machine.
@@ -14,21 +19,12 @@ pub enum Isa {
 }
 
 impl Isa {
-    const ALL: [Self; 2] = [Self::Avx2, Self::Portable];
+    /// All there are, best first.
+    pub const ALL: [Self; 4] = [Self::Amx, Self::Avx512, Self::Avx2, Self::Portable];
 
     /// Those of this machine, best first; never empty.
     pub fn available() -> Vec<Self> {
-        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
-    }
-
-    fn is_available(self) -> bool {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 => false,
-            Self::Portable => true,
-        }
+        Self::ALL.into_iter().filter(|isa| kernels::have(*isa)).collect()
     }
 
     /// This one, if the machine has it.
@@ -36,7 +32,7 @@ impl Isa {
     /// # Errors
     /// When it has not; the error names those it has.
     pub(crate) fn check(self) -> Result<Self, KernelError> {
-        if self.is_available() { Ok(self) } else { Err(missing(&self.to_string())) }
+        if kernels::have(self) { Ok(self) } else { Err(missing(&self.to_string())) }
     }
 }
 
@@ -48,6 +44,8 @@ fn missing(asked: &str) -> KernelError {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Amx => "amx",
+            Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Portable => "portable",
         })

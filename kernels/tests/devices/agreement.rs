@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::support::{Case, Numbers, attend};
+use crate::support::{Case, Numbers, attend, instruction_sets};
 use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Isa, Pool, Reference, Weight, activation};
 
 const ROWS: usize = 8;
@@ -63,7 +63,7 @@ fn cpu_is_near_the_reference() {
     let reference = Reference::new(Pool::new(2).unwrap());
     for case in [Case::odd(), Case::even()] {
         let expected = run(&reference, &case);
-        for isa in Isa::available() {
+        for isa in instruction_sets() {
             let cpu = Cpu::new(Pool::new(2).unwrap(), Some(isa)).unwrap();
             assert_eq!((cpu.activation(), cpu.numerics()), (Dtype::Bf16, format!("cpu-{isa}-1")));
             compare(&run(&cpu, &case), &expected, 8e-3);
@@ -73,15 +73,10 @@ fn cpu_is_near_the_reference() {
 
 #[test]
 fn instruction_sets_are_near_each_other() {
-    let isas = Isa::available();
-    if isas.len() == 1 {
-        println!("SKIP: this machine has the portable instruction set only");
-        return;
-    }
     for case in [Case::odd(), Case::even()] {
         let run = |isa| run(&Cpu::new(Pool::new(1).unwrap(), Some(isa)).unwrap(), &case);
         let portable = run(Isa::Portable);
-        for isa in isas.iter().filter(|isa| **isa != Isa::Portable) {
+        for isa in instruction_sets().iter().filter(|isa| **isa != Isa::Portable) {
             // A sum that is rounded otherwise may fall on the other side of a bf16 step, seldom.
             compare(&run(*isa), &portable, 1e-3);
         }
@@ -91,24 +86,23 @@ fn instruction_sets_are_near_each_other() {
 #[test]
 fn gate_logits_see_the_input_unrounded() {
     let case = Case::even();
-    let cpu = Cpu::new(Pool::new(1).unwrap(), None).unwrap();
-    let model = case.load(&cpu);
-    let x = Numbers::new(4).vector(case.hidden, 1.0);
-    let mut rounded = x.clone();
-    activation::round(Dtype::Bf16, &mut rounded);
-    let logits = |x: &[f32]| {
-        let mut y = vec![0.0; case.vocab];
-        cpu.gate_logits(x, &model.lm_head, &mut y);
-        y
-    };
-    let linear = |x: &[f32]| {
-        let mut y = vec![0.0; case.vocab];
-        cpu.linear(x, &model.lm_head, &mut y);
-        y
-    };
-    assert_ne!(logits(&x), logits(&rounded));
-    assert_eq!(linear(&x), linear(&rounded));
-    assert_eq!(linear(&x), logits(&rounded));
+    for isa in instruction_sets() {
+        let cpu = Cpu::new(Pool::new(1).unwrap(), Some(isa)).unwrap();
+        let model = case.load(&cpu);
+        let x = Numbers::new(4).vector(case.hidden, 1.0);
+        let mut rounded = x.clone();
+        activation::round(Dtype::Bf16, &mut rounded);
+        let run = |op: &dyn Fn(&mut [f32])| {
+            let mut y = vec![0.0; case.vocab];
+            op(&mut y);
+            y
+        };
+        let logits = |x: &[f32]| run(&|y| cpu.gate_logits(x, &model.lm_head, y));
+        let linear = |x: &[f32]| run(&|y| cpu.linear(x, &model.lm_head, y));
+        assert_ne!(logits(&x), logits(&rounded), "{isa}");
+        assert_eq!(linear(&x), linear(&rounded), "{isa}");
+        assert!(error(&linear(&x), &logits(&rounded)) < 1e-5, "{isa}");
+    }
 }
 
 #[test]
@@ -138,34 +132,71 @@ fn reference_linear_is_the_plain_sum() {
     }
 }
 
-/// One output by definition: a chain of multiply-adds, ascending, fused or not.
-fn chain(x: &[f32], w: &[f32], fused: bool) -> f32 {
-    let step = |sum: f32, (x, w): (&f32, &f32)| if fused { x.mul_add(*w, sum) } else { sum + x * w };
-    x.iter().zip(w).fold(0.0, step)
+/// One output by definition: of inputs rounded to bf16, or of f32 ones as they are.
+fn output(isa: Isa, inputs: Dtype, x: &[f32], w: &[f32]) -> f32 {
+    match (isa, inputs) {
+        (Isa::Amx, Dtype::Bf16) => tiles(x, w),
+        (Isa::Avx512, Dtype::Bf16) => pairs(x, w),
+        (Isa::Portable, _) => x.iter().zip(w).fold(0.0, |sum, (x, w)| sum + x * w),
+        _ => fused(0.0, x.iter().zip(w)),
+    }
+}
+
+/// A chain of fused multiply-adds.
+fn fused<'a>(start: f32, steps: impl Iterator<Item = (&'a f32, &'a f32)>) -> f32 {
+    steps.fold(start, |sum, (x, w)| x.mul_add(*w, sum))
+}
+
+/// A chain, of each two steps the second one first.
+fn pairs(x: &[f32], w: &[f32]) -> f32 {
+    x.chunks(2).zip(w.chunks(2)).fold(0.0, |sum, (x, w)| fused(sum, x.iter().zip(w).rev()))
+}
+
+/// Of each 32 steps, the sum of the even and that of the odd ones, added to what comes before.
+fn tiles(x: &[f32], w: &[f32]) -> f32 {
+    let half = |x: &[f32], w: &[f32], first| fused(0.0, x.iter().zip(w).skip(first).step_by(2));
+    x.chunks(32).zip(w.chunks(32)).fold(0.0, |sum, (x, w)| sum + (half(x, w, 0) + half(x, w, 1)))
+}
+
+/// Compares the products of each instruction set with their definition, bit by bit.
+fn check_products((rows, outputs, inputs): (usize, usize, usize), threads: usize, seed: u64) {
+    let mut numbers = Numbers::new(seed);
+    let (x, mut w) = (numbers.vector(rows * inputs, 1.0), numbers.vector(outputs * inputs, 1.0));
+    let bytes = activation::encode(Dtype::F32, &w);
+    activation::round(Dtype::Bf16, &mut w);
+    for isa in instruction_sets() {
+        let cpu = Cpu::new(Pool::new(threads).unwrap(), Some(isa)).unwrap();
+        let matrix = cpu.load_matrix(Weight::new(Dtype::F32, &bytes, outputs, inputs).unwrap()).unwrap();
+        for dtype in [Dtype::Bf16, Dtype::F32] {
+            let mut y = vec![f32::NAN; rows * outputs];
+            match dtype {
+                Dtype::Bf16 => cpu.linear(&x, &matrix, &mut y),
+                Dtype::F32 => cpu.gate_logits(&x, &matrix, &mut y),
+            }
+            let mut x = x.clone();
+            activation::round(dtype, &mut x);
+            for (row, (x, y)) in x.chunks_exact(inputs).zip(y.chunks_exact(outputs)).enumerate() {
+                let expected: Vec<f32> = w.chunks_exact(inputs).map(|w| output(isa, dtype, x, w)).collect();
+                assert_eq!(y, expected, "{isa}, {dtype}, row {row} of {rows} x {outputs} x {inputs}");
+            }
+        }
+    }
 }
 
 proptest! {
     #[test]
-    fn cpu_linear_is_one_chain_for_each_output(
-        (rows, outputs, inputs) in (1usize..30, 1usize..90, 1usize..70),
+    fn products_are_summed_as_defined(
+        sizes in (1usize..40, 1usize..90, 1usize..70),
         threads in 1usize..4,
         seed: u64,
     ) {
-        let mut numbers = Numbers::new(seed);
-        let (mut x, mut w) = (numbers.vector(rows * inputs, 1.0), numbers.vector(outputs * inputs, 1.0));
-        let bytes = activation::encode(Dtype::F32, &w);
-        activation::round(Dtype::Bf16, &mut w);
-        for isa in Isa::available() {
-            let cpu = Cpu::new(Pool::new(threads).unwrap(), Some(isa)).unwrap();
-            let matrix = cpu.load_matrix(Weight::new(Dtype::F32, &bytes, outputs, inputs).unwrap()).unwrap();
-            let mut y = vec![f32::NAN; rows * outputs];
-            cpu.linear(&x, &matrix, &mut y);
-            activation::round(Dtype::Bf16, &mut x);
-            let fused = isa == Isa::Avx2;
-            for (x, y) in x.chunks_exact(inputs).zip(y.chunks_exact(outputs)) {
-                let expected: Vec<f32> = w.chunks_exact(inputs).map(|w| chain(x, w, fused)).collect();
-                prop_assert_eq!(y, expected);
-            }
-        }
+        check_products(sizes, threads, seed);
+    }
+}
+
+#[test]
+fn long_sums_are_not_rounded_between_strips() {
+    for rows in [1, 8, 16, 33] {
+        check_products((rows, 70, 1100), 1, rows as u64);
     }
 }

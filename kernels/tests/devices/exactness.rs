@@ -121,6 +121,36 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
     on_each_device(2, &mut Batches(Case::even()));
 }
 
+struct BatchSizes(Case);
+
+impl Check for BatchSizes {
+    fn on<D: Device>(&mut self, device: &D) {
+        const MOST: usize = 64;
+        let Self(case) = self;
+        let (model, hidden) = (case.load(device), case.hidden);
+        let x = Numbers::new(9).vector(MOST * hidden, 2.0);
+        let check = |what: &str, width: usize, op: &dyn Fn(&[f32], &mut [f32])| {
+            let run = |rows: usize| {
+                let mut out = vec![f32::NAN; rows * width];
+                op(&x[..rows * hidden], &mut out);
+                bits(&out)
+            };
+            let all = run(MOST);
+            for rows in 1..MOST {
+                assert!(run(rows) == all[..rows * width], "{what} of {rows} rows, {}", device.numerics());
+            }
+        };
+        check("linear", case.vocab, &|x, out| device.linear(x, &model.lm_head, out));
+        check("gate_logits", case.vocab, &|x, out| device.gate_logits(x, &model.lm_head, out));
+        check("ffn", hidden, &|x, out| device.ffn(x, &model.experts[0], out));
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_the_size_of_the_batch() {
+    on_each_device(2, &mut BatchSizes(Case::odd()));
+}
+
 struct Chunks(Case, &'static [usize]);
 
 impl Check for Chunks {

@@ -1,5 +1,10 @@
 //! A small random model of chosen sizes, loaded into any device.
 
+use std::{
+    io::{self, Write},
+    sync::Once,
+};
+
 use conclave_kernels::{
     Cpu, Device, Dtype, Ffn, Isa, LatentWrite, MlaShape, Pool, Reference, RotaryTable, SequenceRows, Weight, activation,
 };
@@ -164,10 +169,23 @@ pub(crate) trait Check {
     fn on<D: Device>(&mut self, device: &D);
 }
 
+/// The instruction sets of this machine. Says once which others are not tested.
+pub(crate) fn instruction_sets() -> Vec<Isa> {
+    static SAID: Once = Once::new();
+    let available = Isa::available();
+    SAID.call_once(|| {
+        for isa in Isa::ALL.iter().filter(|isa| !available.contains(isa)) {
+            // Not by `println`, which the test harness shows of failing tests only.
+            let _ = writeln!(io::stderr(), "SKIP {isa}: this machine lacks it");
+        }
+    });
+    available
+}
+
 /// Runs a check on the reference and on the CPU with each instruction set of this machine, on `threads` threads.
 pub(crate) fn on_each_device(threads: usize, check: &mut impl Check) {
     check.on(&Reference::new(Pool::new(threads).unwrap()));
-    for isa in Isa::available() {
+    for isa in instruction_sets() {
         check.on(&Cpu::new(Pool::new(threads).unwrap(), Some(isa)).unwrap());
     }
 }

@@ -6,19 +6,56 @@ use std::arch::x86_64::*;
 use super::{Columns, Kernels, Tiles, attention, elementwise, lanes::Lanes, peak, tile};
 use crate::{Dtype, panels::WIDTH};
 
-/// Kernels of [`crate::Isa::Avx2`]; made only by [`kernels`].
-struct Avx2(());
+/// Kernels of [`crate::Isa::Avx2`], and of the instruction sets that have products of their own and else these loops.
+pub(super) struct Avx2 {
+    tiles: fn(Dtype) -> &'static dyn Tiles,
+    multiply_adds: fn(usize) -> usize,
+}
+
+impl Avx2 {
+    /// These loops beside products, and beside the [`Kernels::multiply_adds`] of the instruction set of those.
+    ///
+    /// # Safety
+    /// Used only where AVX2, FMA and what the products need have been found.
+    pub(super) const unsafe fn beside(
+        tiles: fn(Dtype) -> &'static dyn Tiles,
+        multiply_adds: fn(usize) -> usize,
+    ) -> Self {
+        Self { tiles, multiply_adds }
+    }
+}
 
 /// Products of inputs rounded to a type; got only from an [`Avx2`].
 struct Avx2Tiles(Dtype);
+
+/// Whether this machine has what the loops are compiled for.
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+}
 
 /// The loops for AVX2 and FMA.
 ///
 /// # Panics
 /// When the machine lacks either.
 pub(super) fn kernels() -> &'static dyn Kernels {
-    assert!(is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"), "AVX2 and FMA");
-    &Avx2(())
+    // SAFETY: handed out below, where AVX2 and FMA have been found.
+    static KERNELS: Avx2 = unsafe { Avx2::beside(tiles, multiply_adds) };
+    assert!(is_available(), "AVX2 and FMA");
+    &KERNELS
+}
+
+fn tiles(inputs: Dtype) -> &'static dyn Tiles {
+    match inputs {
+        Dtype::Bf16 => &Avx2Tiles(Dtype::Bf16),
+        Dtype::F32 => &Avx2Tiles(Dtype::F32),
+    }
+}
+
+fn multiply_adds(rounds: usize) -> usize {
+    compiled!("avx2,fma", fn(rounds: usize) -> usize {
+        // SAFETY: compiled for AVX2 and FMA.
+        unsafe { peak::multiply_adds::<Ymm, 12>(rounds) }
+    })
 }
 
 #[derive(Clone, Copy)]
@@ -128,25 +165,15 @@ impl Lanes for Ymm {
     }
 }
 
-/// Runs a loop in a function that is compiled for AVX2 and FMA.
-macro_rules! compiled {
-    (fn($($name:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {{
-        #[target_feature(enable = "avx2,fma")]
-        fn compiled($($name: $type),*) $(-> $result)? $body
-        // SAFETY: an `Avx2` exists only where `kernels` has found AVX2 and FMA.
-        unsafe { compiled($($name),*) }
-    }};
-}
-
 // SAFETY (of all calls inside `compiled!`): these run with AVX2 and FMA; the loops check the lengths of their slices.
 impl Tiles for Avx2Tiles {
     fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
         let inputs = self.0;
-        compiled!(fn(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) { tile::pack(inputs, rows, to) })
+        compiled!("avx2,fma", fn(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) { tile::pack(inputs, rows, to) })
     }
 
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
-        compiled!(fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+        compiled!("avx2,fma", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
             // SAFETY: see above.
             unsafe { tile::tile::<Ymm>(x, panels, sums) }
         })
@@ -155,55 +182,49 @@ impl Tiles for Avx2Tiles {
 
 impl Kernels for Avx2 {
     fn tiles(&self, inputs: Dtype) -> &dyn Tiles {
-        match inputs {
-            Dtype::Bf16 => &Avx2Tiles(Dtype::Bf16),
-            Dtype::F32 => &Avx2Tiles(Dtype::F32),
-        }
+        (self.tiles)(inputs)
     }
 
     fn round(&self, x: &[f32], out: &mut [f32]) {
-        compiled!(fn(x: &[f32], out: &mut [f32]) { elementwise::round(x, out) })
+        compiled!("avx2,fma", fn(x: &[f32], out: &mut [f32]) { elementwise::round(x, out) })
     }
 
     fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
-        compiled!(fn(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+        compiled!("avx2,fma", fn(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
             // SAFETY: see above.
             unsafe { elementwise::rms_norm::<Ymm>(x, gain, eps, out) }
         })
     }
 
     fn swiglu(&self, gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
-        compiled!(fn(gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
+        compiled!("avx2,fma", fn(gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
             // SAFETY: see above.
             unsafe { elementwise::swiglu::<Ymm>(gate, up, out) }
         })
     }
 
     fn scores(&self, q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
-        compiled!(fn(q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
+        compiled!("avx2,fma", fn(q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
             // SAFETY: see above.
             unsafe { attention::scores::<Ymm>(q, keys, stride, out) }
         })
     }
 
     fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32) {
-        compiled!(fn(scale: f32, scores: &mut [f32]) -> (f32, f32) {
+        compiled!("avx2,fma", fn(scale: f32, scores: &mut [f32]) -> (f32, f32) {
             // SAFETY: see above.
             unsafe { attention::softmax::<Ymm>(scale, scores) }
         })
     }
 
     fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
-        compiled!(fn(weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
+        compiled!("avx2,fma", fn(weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
             // SAFETY: see above.
             unsafe { attention::weigh::<Ymm>(weights, keys, stride, sums) }
         })
     }
 
     fn multiply_adds(&self, rounds: usize) -> usize {
-        compiled!(fn(rounds: usize) -> usize {
-            // SAFETY: see above.
-            unsafe { peak::multiply_adds::<Ymm, 12>(rounds) }
-        })
+        (self.multiply_adds)(rounds)
     }
 }

@@ -1,18 +1,37 @@
 //! The inner loops of the CPU device, one set for each instruction set.
 //!
 //! The loops are written once over eight lanes of f32 ([`lanes::Lanes`]); an instruction set supplies the lanes and
-//! compiles the loops for itself. One that works differently (tiles, wider dot products) implements [`Kernels`] with
-//! loops of its own.
+//! compiles the loops for itself. One that multiplies differently (matrix tiles, dot products of pairs) implements [`Tiles`]
+//! with loops of its own, and takes the others from the lanes that its machines also have.
 
+/// Runs a loop in a function that is compiled for some instruction sets.
+#[cfg(target_arch = "x86_64")]
+macro_rules! compiled {
+    ($features:literal, fn($($name:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {{
+        #[target_feature(enable = $features)]
+        fn compiled($($name: $type),*) $(-> $result)? $body
+        // SAFETY: the kernels of an instruction set exist only where it has been found.
+        unsafe { compiled($($name),*) }
+    }};
+}
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod elementwise;
 mod exp;
 mod lanes;
 mod peak;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod steps;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tile_registers;
 
 use super::Isa;
 use crate::{Dtype, panels::WIDTH};
@@ -89,13 +108,32 @@ pub(crate) struct Columns<'a> {
     pub(crate) at: usize,
 }
 
-/// The loops of an instruction set that [`Isa::available`] has named.
+/// Whether this machine has an instruction set, and the operating system lets this process use it.
+pub(crate) fn have(isa: Isa) -> bool {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => amx::is_available(),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::is_available(),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::is_available(),
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Amx | Isa::Avx512 | Isa::Avx2 => false,
+        Isa::Portable => true,
+    }
+}
+
+/// The loops of an instruction set that [`have`] has confirmed.
 pub(crate) fn of(isa: Isa) -> &'static dyn Kernels {
     match isa {
         #[cfg(target_arch = "x86_64")]
+        Isa::Amx => amx::kernels(),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::kernels(),
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::kernels(),
         #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 => &portable::Portable,
+        Isa::Amx | Isa::Avx512 | Isa::Avx2 => &portable::Portable,
         Isa::Portable => &portable::Portable,
     }
 }

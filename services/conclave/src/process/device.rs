@@ -25,7 +25,7 @@ pub struct DeviceArgs {
     #[arg(long, env = "CONCLAVE_THREADS", value_name = "N")]
     pub threads: Option<usize>,
     /// Instruction set of the cpu device [default: the best that this machine has].
-    #[arg(long, env = "CONCLAVE_ISA", value_name = "avx2|portable")]
+    #[arg(long, env = "CONCLAVE_ISA", value_name = "amx|avx512|avx2|portable")]
     pub isa: Option<Isa>,
 }
 
