@@ -6,9 +6,6 @@ use std::ops::Range;
 use super::kernels::{TILE_ROWS as ROWS, Tiles};
 use crate::{grid::Grid, panels::STEPS, pool::Pool, scratch::Scratch, tasks};
 
-/// Bytes of packed rows that stay in the second cache beside the panels.
-const BLOCK_BYTES: usize = 256 << 10;
-
 /// Rows of f32 that lie at equal distances in a buffer.
 #[derive(Clone, Copy)]
 pub(super) struct Inputs<'a> {
@@ -157,7 +154,7 @@ impl<'a> PackedRows<'a> {
     pub(super) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let Layout { count, .. } = self.layout;
         let bytes = self.layout.length() * size_of::<f32>();
-        let blocks = bytes.div_ceil(BLOCK_BYTES).clamp(1, count.max(1));
+        let blocks = bytes.div_ceil(self.tiles.block()).clamp(1, count.max(1));
         (0..blocks)
             .map(move |block| count * block / blocks..count * (block + 1) / blocks)
             .filter(|tiles| !tiles.is_empty())

@@ -17,6 +17,9 @@ use crate::{
 
 /// Steps of a strip: two panels of so many stay in the nearest cache while rows pass by.
 const STRIP: usize = 512;
+/// Bytes of packed rows that are taken together. Every processor with AMX has a second cache of 2 MiB, and multiplies so
+/// fast that reading the panels again for fewer rows would take longer than the products.
+const BLOCK: usize = 1 << 20;
 /// Panels of a tile at most.
 const PANELS: usize = 4;
 
@@ -58,6 +61,10 @@ impl Tiles for Amx {
 
     fn strip(&self) -> usize {
         STRIP
+    }
+
+    fn block(&self) -> usize {
+        BLOCK
     }
 
     fn density(&self) -> usize {

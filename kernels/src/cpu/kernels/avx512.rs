@@ -231,7 +231,9 @@ unsafe fn multiply<T: Pair, const R: usize, const P: usize>(
     sums: &mut [[f32; WIDTH]],
 ) {
     let strips = x.len() / (R * words_of_row::<T>());
-    // SAFETY: `strip` stays below the number of strips; each has sixteen pairs of steps, of 32 weights in each panel.
+    let ahead = strips * STEPS / 2 * PAIRS;
+    // SAFETY: `strip` stays below the number of strips; each has sixteen pairs of steps, of 32 weights in each panel. A
+    // prefetch may name any address.
     unsafe {
         let mut totals = [[_mm512_setzero_ps(); P]; R];
         for r in 0..R {
@@ -246,6 +248,7 @@ unsafe fn multiply<T: Pair, const R: usize, const P: usize>(
                 let mut weights = [_mm512_setzero_si512(); P];
                 for p in 0..P {
                     weights[p] = _mm512_loadu_si512(panels[p].as_ptr().add(at).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(panels[p].as_ptr().wrapping_add(ahead + at).cast());
                 }
                 T::add(x.add(pair * T::WORDS), &weights, &mut totals);
             }

@@ -58,6 +58,11 @@ pub(crate) trait Tiles: Send + Sync {
         tile::STRIP
     }
 
+    /// Bytes of packed rows that stay in the second cache beside the panels: these are read from memory once for each block.
+    fn block(&self) -> usize {
+        tile::BLOCK
+    }
+
     /// Elements of a packed row in the space of one f32.
     fn density(&self) -> usize {
         1

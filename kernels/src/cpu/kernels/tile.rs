@@ -15,6 +15,8 @@ use crate::{
 pub(super) const ROWS: usize = 6;
 /// Steps of a strip: six packed rows and a panel of so many lie in the nearest cache together.
 pub(super) const STRIP: usize = 256;
+/// Bytes of packed rows that are taken together.
+pub(super) const BLOCK: usize = 256 << 10;
 /// Vectors of one panel's sixteen outputs.
 const VECTORS: usize = WIDTH / LANES;
 
