@@ -3,6 +3,7 @@
 //! Activations are bf16: an operation rounds its matrix inputs once, at its entry, and sums in f32.
 #![allow(unsafe_code)]
 
+mod attention;
 mod inputs;
 mod isa;
 mod kernels;
@@ -125,7 +126,7 @@ impl Device for Cpu {
     }
 
     fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError> {
-        LatentCache::new((layers, blocks, Self::BLOCK), shape, mla::stride(shape))
+        LatentCache::new((layers, blocks, Self::BLOCK), shape, attention::stride(shape))
     }
 
     fn embed(&self, table: &Self::Table, tokens: &[u32], out: &mut [f32]) {

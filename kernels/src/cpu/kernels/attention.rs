@@ -9,10 +9,16 @@ use super::{
     lanes::{LANES, Lanes},
 };
 
-/// Heads side by side.
+/// Heads side by side in a product of queries and keys.
 const HEADS: usize = 4;
 /// Keys side by side in a product of queries and keys.
-const KEYS: usize = 2;
+const KEYS: usize = 3;
+/// Keys that are taken through all queries while they lie in the nearest cache.
+const STRIP: usize = 4 * KEYS;
+/// Heads side by side in a sum of latents, at most.
+const WEIGHED: usize = 6;
+/// Vectors side by side in a sum of latents.
+const VECTORS: usize = 2;
 
 /// `out[h][at + j] = q[h] · keys[j]`: element `i` is added to lane `i % 8`, ascending; then the lanes are added.
 ///
@@ -24,47 +30,45 @@ pub(super) unsafe fn scores<L: Lanes>(q: &[f32], keys: &[u16], stride: usize, ou
     let count = keys.len() / stride;
     let Columns { values, width, at } = out;
     assert!(at + count <= width, "scores of a split");
-    let groups = q.chunks(HEADS * stride).zip(values.chunks_mut(HEADS * width));
-    for (q, out) in groups {
-        for key in (0..count).step_by(KEYS) {
-            let pair = &keys[key * stride..count.min(key + KEYS) * stride];
-            let mut dots = [[0.0; KEYS]; HEADS];
-            // SAFETY: `dispatch` looks at the numbers of heads and keys.
-            unsafe { dots_of::<L>(q, pair, stride, &mut dots) };
-            for (out, dots) in out.chunks_exact_mut(width).zip(dots) {
-                let out = &mut out[at + key..count.min(key + KEYS) + at];
-                out.iter_mut().zip(dots).for_each(|(out, dot)| *out = dot);
+    for strip in (0..count).step_by(STRIP) {
+        let end = count.min(strip + STRIP);
+        for (q, out) in q.chunks(HEADS * stride).zip(values.chunks_mut(HEADS * width)) {
+            for key in (strip..end).step_by(KEYS) {
+                let keys = &keys[key * stride..end.min(key + KEYS) * stride];
+                // SAFETY: the const parameters are the numbers of heads and keys; the lengths have been checked.
+                unsafe {
+                    match (q.len() / stride, keys.len() / stride) {
+                        (1, 1) => dots::<L, 1, 1>(q, keys, stride, &mut out[at + key..], width),
+                        (2, 1) => dots::<L, 2, 1>(q, keys, stride, &mut out[at + key..], width),
+                        (3, 1) => dots::<L, 3, 1>(q, keys, stride, &mut out[at + key..], width),
+                        (4, 1) => dots::<L, 4, 1>(q, keys, stride, &mut out[at + key..], width),
+                        (1, 2) => dots::<L, 1, 2>(q, keys, stride, &mut out[at + key..], width),
+                        (2, 2) => dots::<L, 2, 2>(q, keys, stride, &mut out[at + key..], width),
+                        (3, 2) => dots::<L, 3, 2>(q, keys, stride, &mut out[at + key..], width),
+                        (4, 2) => dots::<L, 4, 2>(q, keys, stride, &mut out[at + key..], width),
+                        (1, 3) => dots::<L, 1, 3>(q, keys, stride, &mut out[at + key..], width),
+                        (2, 3) => dots::<L, 2, 3>(q, keys, stride, &mut out[at + key..], width),
+                        (3, 3) => dots::<L, 3, 3>(q, keys, stride, &mut out[at + key..], width),
+                        (4, 3) => dots::<L, 4, 3>(q, keys, stride, &mut out[at + key..], width),
+                        (heads, keys) => unreachable!("{heads} heads and {keys} keys at once"),
+                    }
+                }
             }
         }
     }
 }
 
-#[inline(always)]
-unsafe fn dots_of<L: Lanes>(q: &[f32], keys: &[u16], stride: usize, out: &mut [[f32; KEYS]; HEADS]) {
-    // SAFETY: the const parameters are the numbers of rows.
-    unsafe {
-        match (q.len() / stride, keys.len() / stride) {
-            (1, 1) => dots::<L, 1, 1>(q, keys, stride, out),
-            (2, 1) => dots::<L, 2, 1>(q, keys, stride, out),
-            (3, 1) => dots::<L, 3, 1>(q, keys, stride, out),
-            (4, 1) => dots::<L, 4, 1>(q, keys, stride, out),
-            (1, 2) => dots::<L, 1, 2>(q, keys, stride, out),
-            (2, 2) => dots::<L, 2, 2>(q, keys, stride, out),
-            (3, 2) => dots::<L, 3, 2>(q, keys, stride, out),
-            (4, 2) => dots::<L, 4, 2>(q, keys, stride, out),
-            (heads, keys) => unreachable!("{heads} heads and {keys} keys at once"),
-        }
-    }
-}
-
+/// `out[h · width + k] = q[h] · keys[k]`
+///
 /// # Safety
-/// As for [`Lanes`]; `q [H, stride]`, `keys [K, stride]`, `stride` a multiple of eight.
+/// As for [`Lanes`]; `q [H, stride]`, `keys [K, stride]`, `stride` a multiple of eight, room for the last output.
 #[inline(always)]
 unsafe fn dots<L: Lanes, const H: usize, const K: usize>(
     q: &[f32],
     keys: &[u16],
     stride: usize,
-    out: &mut [[f32; KEYS]; HEADS],
+    out: &mut [f32],
+    width: usize,
 ) {
     // SAFETY: `at + 8` stays within a row.
     unsafe {
@@ -83,7 +87,7 @@ unsafe fn dots<L: Lanes, const H: usize, const K: usize>(
         }
         for h in 0..H {
             for k in 0..K {
-                out[h][k] = sums[h][k].sum();
+                *out.as_mut_ptr().add(h * width + k) = sums[h][k].sum();
             }
         }
     }
@@ -138,70 +142,72 @@ pub(super) unsafe fn weigh<L: Lanes>(weights: Columns<'_>, keys: &[u16], stride:
     let heads = values.len() / width;
     let length = sums.len() / heads;
     assert!(length.is_multiple_of(LANES) && length <= stride && at + keys.len() / stride <= width, "sums of latents");
-    let groups = values.chunks(HEADS * width).zip(sums.chunks_mut(HEADS * length));
-    for (weights, sums) in groups {
-        let weights = &weights[at..];
-        // SAFETY: the const parameter is the number of heads; the lengths have been checked.
-        unsafe {
-            match sums.len() / length {
-                1 => weigh_heads::<L, 1>(weights, width, keys, stride, sums),
-                2 => weigh_heads::<L, 2>(weights, width, keys, stride, sums),
-                3 => weigh_heads::<L, 3>(weights, width, keys, stride, sums),
-                _ => weigh_heads::<L, 4>(weights, width, keys, stride, sums),
-            }
+    let at_once = heads.div_ceil(heads.div_ceil(WEIGHED));
+    let mut from = 0;
+    // Some elements of the keys are taken through all queries while they lie in the nearest cache.
+    while from < length {
+        let vectors = VECTORS.min((length - from) / LANES);
+        for (weights, sums) in values.chunks(at_once * width).zip(sums.chunks_mut(at_once * length)) {
+            let part = Part { weights: &weights[at..], width, keys, stride, length, from };
+            // SAFETY: the const parameters are the numbers of heads and vectors; the lengths have been checked.
+            unsafe { weigh_part::<L>(&part, vectors, sums) };
         }
+        from += vectors * LANES;
     }
 }
 
-/// # Safety
-/// As for [`Lanes`]; `sums [H, len]`, `weights[h · width + j]` for every key `j`, `keys [_, stride]`, `len <= stride`, both
-/// multiples of eight.
-#[inline(always)]
-unsafe fn weigh_heads<L: Lanes, const H: usize>(
-    weights: &[f32],
+/// Some elements of a sum of latents for a few heads: `weights[h · width + j]` for every key `j`, `keys [_, stride]`, elements
+/// from `from` on of sums `[heads, length]`.
+struct Part<'a> {
+    weights: &'a [f32],
     width: usize,
-    keys: &[u16],
+    keys: &'a [u16],
     stride: usize,
-    sums: &mut [f32],
-) {
-    let length = sums.len() / H;
-    let mut at = 0;
-    // SAFETY: `at` and the lanes loaded from there stay below `length`.
+    length: usize,
+    from: usize,
+}
+
+/// # Safety
+/// As for [`weigh_vectors`].
+#[inline(always)]
+unsafe fn weigh_part<L: Lanes>(part: &Part<'_>, vectors: usize, sums: &mut [f32]) {
+    // SAFETY: the contract of this function.
     unsafe {
-        while at + 2 * LANES <= length {
-            weigh_vectors::<L, H, 2>(weights, width, keys, stride, sums, at);
-            at += 2 * LANES;
-        }
-        if at < length {
-            weigh_vectors::<L, H, 1>(weights, width, keys, stride, sums, at);
+        match (sums.len() / part.length, vectors) {
+            (1, 1) => weigh_vectors::<L, 1, 1>(part, sums),
+            (2, 1) => weigh_vectors::<L, 2, 1>(part, sums),
+            (3, 1) => weigh_vectors::<L, 3, 1>(part, sums),
+            (4, 1) => weigh_vectors::<L, 4, 1>(part, sums),
+            (5, 1) => weigh_vectors::<L, 5, 1>(part, sums),
+            (6, 1) => weigh_vectors::<L, 6, 1>(part, sums),
+            (1, 2) => weigh_vectors::<L, 1, 2>(part, sums),
+            (2, 2) => weigh_vectors::<L, 2, 2>(part, sums),
+            (3, 2) => weigh_vectors::<L, 3, 2>(part, sums),
+            (4, 2) => weigh_vectors::<L, 4, 2>(part, sums),
+            (5, 2) => weigh_vectors::<L, 5, 2>(part, sums),
+            (6, 2) => weigh_vectors::<L, 6, 2>(part, sums),
+            (heads, vectors) => unreachable!("{heads} heads and {vectors} vectors at once"),
         }
     }
 }
 
 /// # Safety
-/// As for [`weigh_heads`]; `at + 8 · V <= len`.
+/// As for [`Lanes`]; `H` heads, `from + 8 · V <= length <= stride`, weights for every key.
 #[inline(always)]
-unsafe fn weigh_vectors<L: Lanes, const H: usize, const V: usize>(
-    weights: &[f32],
-    width: usize,
-    keys: &[u16],
-    stride: usize,
-    sums: &mut [f32],
-    at: usize,
-) {
-    let length = sums.len() / H;
+unsafe fn weigh_vectors<L: Lanes, const H: usize, const V: usize>(part: &Part<'_>, sums: &mut [f32]) {
+    let Part { weights, width, keys, stride, length, from } = *part;
     // SAFETY: the contract of this function.
     unsafe {
         let mut totals = [[L::splat(0.0); V]; H];
         for h in 0..H {
             for v in 0..V {
-                totals[h][v] = L::load(sums.as_ptr().add(h * length + at + v * LANES));
+                totals[h][v] = L::load(sums.as_ptr().add(h * length + from + v * LANES));
             }
         }
         for j in 0..keys.len() / stride {
             let mut key = [L::splat(0.0); V];
             for v in 0..V {
-                key[v] = L::load_bf16(keys.as_ptr().add(j * stride + at + v * LANES));
+                key[v] = L::load_bf16(keys.as_ptr().add(j * stride + from + v * LANES));
             }
             for h in 0..H {
                 let weight = L::splat(*weights.as_ptr().add(h * width + j));
@@ -212,7 +218,7 @@ unsafe fn weigh_vectors<L: Lanes, const H: usize, const V: usize>(
         }
         for h in 0..H {
             for v in 0..V {
-                totals[h][v].store(sums.as_mut_ptr().add(h * length + at + v * LANES));
+                totals[h][v].store(sums.as_mut_ptr().add(h * length + from + v * LANES));
             }
         }
     }
