@@ -14,8 +14,8 @@ use crate::{
 
 const BLOCK: usize = Cpu::BLOCK;
 const SPLIT: usize = Cpu::SPLIT;
-/// Rows of the cache and of queries are padded by zeros to a multiple of this.
-const ALIGN: usize = 8;
+/// Rows of the cache and of queries are padded by zeros to a multiple of this: the lanes of the widest vector.
+const ALIGN: usize = 16;
 /// Rows of a sequence that one task takes through a split.
 const ROWS: usize = 4;
 /// Heads that one task takes through a split.

@@ -1,13 +1,14 @@
-//! Products with AMX: tiles of 16 rows by 16 outputs that grow by 32 steps at a time. Where the inputs stay f32,
-//! AVX-512; all else runs on the lanes of AVX2.
+//! Products with AMX: tiles of 16 rows by 16 outputs that grow by 32 steps at a time. All else is that of AVX-512.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
 
 use super::{
     Kernels, Tiles,
-    avx2::Avx2,
-    avx512, steps,
+    avx512::{self, MultiplyAdds, Zmm},
+    dots::Dots,
+    on_lanes::OnLanes,
+    steps,
     tile_registers::{self, ROW_BYTES, ROWS},
 };
 use crate::{
@@ -33,8 +34,8 @@ pub(super) fn is_available() -> bool {
 /// # Panics
 /// When the machine lacks it, or the operating system does not let this process use it.
 pub(super) fn kernels() -> &'static dyn Kernels {
-    // SAFETY: handed out below, where AVX2, FMA, AVX-512 and AMX have been found.
-    static KERNELS: Avx2 = unsafe { Avx2::beside(tiles, multiply_adds) };
+    // SAFETY: handed out below, where AVX-512 and AMX have been found.
+    static KERNELS: OnLanes<Zmm> = unsafe { OnLanes::new(tiles, multiply_adds) };
     assert!(is_available(), "AMX");
     &KERNELS
 }
@@ -42,7 +43,7 @@ pub(super) fn kernels() -> &'static dyn Kernels {
 fn tiles(inputs: Dtype) -> &'static dyn Tiles {
     match inputs {
         Dtype::Bf16 => &Amx,
-        Dtype::F32 => avx512::tiles(Dtype::F32),
+        Dtype::F32 => &MultiplyAdds,
     }
 }
 
@@ -72,12 +73,15 @@ impl Tiles for Amx {
     }
 
     fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
-        avx512::tiles(Dtype::Bf16).pack(rows, to);
+        Dots.pack(rows, to);
     }
 
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
         let rows = steps::check(self.density() * x.len(), panels, sums);
         assert!(rows <= self.rows() && panels.len() <= self.panels(rows), "a tile of {rows} rows");
+        if x.is_empty() || sums.is_empty() {
+            return;
+        }
         let mut from = [std::ptr::null(); PANELS];
         from.iter_mut().zip(panels).for_each(|(from, panel)| *from = panel.as_ptr());
         // SAFETY: `kernels` has found AMX, and the lengths have been checked.
@@ -136,8 +140,8 @@ macro_rules! panel {
 /// `sums[p · R + r] += x[r] · panels[p]`: `x [depth / 32][R][32]`, from each pointer `[depth / 2][16][2]`.
 ///
 /// # Safety
-/// The registers are set up for `R` rows, of `HEIGHT` tiles. The first `PANELS` pointers lead to panels as deep as `x`; there
-/// are `R · PANELS` sums.
+/// The registers are set up for `R` rows, of `HEIGHT` tiles. The first `PANELS` pointers lead to panels as deep as `x`, which
+/// is not empty; there are `R · PANELS` sums.
 unsafe fn multiply<const HEIGHT: usize, const PANELS: usize>(
     x: &[f32],
     [w0, w1, w2, w3]: [*const u16; self::PANELS],
@@ -145,9 +149,6 @@ unsafe fn multiply<const HEIGHT: usize, const PANELS: usize>(
 ) {
     let rows = sums.len() / PANELS;
     let strips = 2 * x.len() / (rows * STEPS);
-    if strips == 0 {
-        return;
-    }
     // SAFETY: the contract of this function; a prefetch may name any address.
     unsafe {
         asm!(

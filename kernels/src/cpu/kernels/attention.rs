@@ -6,7 +6,7 @@
 use super::{
     Columns,
     exp::exp,
-    lanes::{LANES, Lanes},
+    lanes::{Lanes, MOST},
 };
 
 /// Heads side by side in a product of queries and keys.
@@ -20,13 +20,13 @@ const WEIGHED: usize = 6;
 /// Vectors side by side in a sum of latents.
 const VECTORS: usize = 2;
 
-/// `out[h][at + j] = q[h] · keys[j]`: element `i` is added to lane `i % 8`, ascending; then the lanes are added.
+/// `out[h][at + j] = q[h] · keys[j]`: element `i` is added to lane `i % L`, ascending; then the lanes are added.
 ///
 /// # Safety
 /// As for [`Lanes`].
 #[inline(always)]
 pub(super) unsafe fn scores<L: Lanes>(q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
-    assert!(stride.is_multiple_of(LANES) && stride > 0, "stride of keys");
+    assert!(stride.is_multiple_of(L::COUNT) && stride > 0, "stride of keys");
     let count = keys.len() / stride;
     let Columns { values, width, at } = out;
     assert!(at + count <= width, "scores of a split");
@@ -61,7 +61,7 @@ pub(super) unsafe fn scores<L: Lanes>(q: &[f32], keys: &[u16], stride: usize, ou
 /// `out[h · width + k] = q[h] · keys[k]`
 ///
 /// # Safety
-/// As for [`Lanes`]; `q [H, stride]`, `keys [K, stride]`, `stride` a multiple of eight, room for the last output.
+/// As for [`Lanes`]; `q [H, stride]`, `keys [K, stride]`, `stride` a multiple of the lanes, room for the last output.
 #[inline(always)]
 unsafe fn dots<L: Lanes, const H: usize, const K: usize>(
     q: &[f32],
@@ -70,10 +70,10 @@ unsafe fn dots<L: Lanes, const H: usize, const K: usize>(
     out: &mut [f32],
     width: usize,
 ) {
-    // SAFETY: `at + 8` stays within a row.
+    // SAFETY: `at` and the lanes from there stay within a row.
     unsafe {
         let mut sums = [[L::splat(0.0); K]; H];
-        for at in (0..stride).step_by(LANES) {
+        for at in (0..stride).step_by(L::COUNT) {
             let mut key = [L::splat(0.0); K];
             for k in 0..K {
                 key[k] = L::load_bf16(keys.as_ptr().add(k * stride + at));
@@ -94,18 +94,18 @@ unsafe fn dots<L: Lanes, const H: usize, const K: usize>(
 }
 
 /// Scales scores, replaces them by `exp(score − max)`, and returns `max` and the sum of these. Score `j` is added to
-/// lane `j % 8`, ascending; then the lanes are added.
+/// lane `j % L`, ascending; then the lanes are added.
 ///
 /// # Safety
 /// As for [`Lanes`].
 #[inline(always)]
 pub(super) unsafe fn softmax<L: Lanes>(scale: f32, scores: &mut [f32]) -> (f32, f32) {
-    let (vectors, tail) = scores.as_chunks_mut::<LANES>();
-    let mut largest = [f32::NEG_INFINITY; LANES];
-    // SAFETY: whole arrays of eight elements are loaded and stored.
+    let (vectors, tail) = scores.split_at_mut(scores.len() - scores.len() % L::COUNT);
+    let mut largest = [f32::NEG_INFINITY; MOST];
+    // SAFETY: whole vectors are loaded and stored.
     unsafe {
         let mut max = L::load(largest.as_ptr());
-        for vector in vectors.iter_mut() {
+        for vector in vectors.chunks_exact_mut(L::COUNT) {
             let score = L::load(vector.as_ptr()).mul(L::splat(scale));
             score.store(vector.as_mut_ptr());
             max = score.max(max);
@@ -114,13 +114,13 @@ pub(super) unsafe fn softmax<L: Lanes>(scale: f32, scores: &mut [f32]) -> (f32, 
     }
     tail.iter_mut().for_each(|score| *score *= scale);
     let max = largest.iter().chain(&*tail).fold(f32::NEG_INFINITY, |max, score| max.max(*score));
-    let mut last = [max; LANES];
+    let mut last = [max; MOST];
     last[..tail.len()].copy_from_slice(tail);
-    // SAFETY: whole arrays of eight elements are loaded and stored.
+    // SAFETY: whole vectors are loaded and stored.
     unsafe {
         let shift = L::splat(-max);
         let mut sum = L::splat(0.0);
-        for vector in vectors {
+        for vector in vectors.chunks_exact_mut(L::COUNT) {
             let weight = exp(L::load(vector.as_ptr()).add(shift));
             weight.store(vector.as_mut_ptr());
             sum = sum.add(weight);
@@ -141,18 +141,21 @@ pub(super) unsafe fn weigh<L: Lanes>(weights: Columns<'_>, keys: &[u16], stride:
     let Columns { values, width, at } = weights;
     let heads = values.len() / width;
     let length = sums.len() / heads;
-    assert!(length.is_multiple_of(LANES) && length <= stride && at + keys.len() / stride <= width, "sums of latents");
+    assert!(
+        length.is_multiple_of(L::COUNT) && length <= stride && at + keys.len() / stride <= width,
+        "sums of latents"
+    );
     let at_once = heads.div_ceil(heads.div_ceil(WEIGHED));
     let mut from = 0;
     // Some elements of the keys are taken through all queries while they lie in the nearest cache.
     while from < length {
-        let vectors = VECTORS.min((length - from) / LANES);
+        let vectors = VECTORS.min((length - from) / L::COUNT);
         for (weights, sums) in values.chunks(at_once * width).zip(sums.chunks_mut(at_once * length)) {
             let part = Part { weights: &weights[at..], width, keys, stride, length, from };
             // SAFETY: the const parameters are the numbers of heads and vectors; the lengths have been checked.
             unsafe { weigh_part::<L>(&part, vectors, sums) };
         }
-        from += vectors * LANES;
+        from += vectors * L::COUNT;
     }
 }
 
@@ -192,7 +195,7 @@ unsafe fn weigh_part<L: Lanes>(part: &Part<'_>, vectors: usize, sums: &mut [f32]
 }
 
 /// # Safety
-/// As for [`Lanes`]; `H` heads, `from + 8 · V <= length <= stride`, weights for every key.
+/// As for [`Lanes`]; `H` heads, `from + L · V <= length <= stride`, weights for every key.
 #[inline(always)]
 unsafe fn weigh_vectors<L: Lanes, const H: usize, const V: usize>(part: &Part<'_>, sums: &mut [f32]) {
     let Part { weights, width, keys, stride, length, from } = *part;
@@ -201,13 +204,13 @@ unsafe fn weigh_vectors<L: Lanes, const H: usize, const V: usize>(part: &Part<'_
         let mut totals = [[L::splat(0.0); V]; H];
         for h in 0..H {
             for v in 0..V {
-                totals[h][v] = L::load(sums.as_ptr().add(h * length + from + v * LANES));
+                totals[h][v] = L::load(sums.as_ptr().add(h * length + from + v * L::COUNT));
             }
         }
         for j in 0..keys.len() / stride {
             let mut key = [L::splat(0.0); V];
             for v in 0..V {
-                key[v] = L::load_bf16(keys.as_ptr().add(j * stride + from + v * LANES));
+                key[v] = L::load_bf16(keys.as_ptr().add(j * stride + from + v * L::COUNT));
             }
             for h in 0..H {
                 let weight = L::splat(*weights.as_ptr().add(h * width + j));
@@ -218,7 +221,7 @@ unsafe fn weigh_vectors<L: Lanes, const H: usize, const V: usize>(part: &Part<'_
         }
         for h in 0..H {
             for v in 0..V {
-                totals[h][v].store(sums.as_mut_ptr().add(h * length + from + v * LANES));
+                totals[h][v].store(sums.as_mut_ptr().add(h * length + from + v * L::COUNT));
             }
         }
     }

@@ -3,29 +3,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{Columns, Kernels, Tiles, attention, elementwise, lanes::Lanes, peak, tile};
+use super::{Columns, Kernels, Tiles, attention, elementwise, lanes::Lanes, on_lanes::OnLanes, peak, tile};
 use crate::{Dtype, panels::WIDTH};
 
-/// Kernels of [`crate::Isa::Avx2`], and of the instruction sets that have products of their own and else these loops.
-pub(super) struct Avx2 {
-    tiles: fn(Dtype) -> &'static dyn Tiles,
-    multiply_adds: fn(usize) -> usize,
-}
-
-impl Avx2 {
-    /// These loops beside products, and beside the [`Kernels::multiply_adds`] of the instruction set of those.
-    ///
-    /// # Safety
-    /// Used only where AVX2, FMA and what the products need have been found.
-    pub(super) const unsafe fn beside(
-        tiles: fn(Dtype) -> &'static dyn Tiles,
-        multiply_adds: fn(usize) -> usize,
-    ) -> Self {
-        Self { tiles, multiply_adds }
-    }
-}
-
-/// Products of inputs rounded to a type; got only from an [`Avx2`].
+/// Products of inputs rounded to a type; got only from [`kernels`].
 struct Avx2Tiles(Dtype);
 
 /// Whether this machine has what the loops are compiled for.
@@ -39,7 +20,7 @@ pub(super) fn is_available() -> bool {
 /// When the machine lacks either.
 pub(super) fn kernels() -> &'static dyn Kernels {
     // SAFETY: handed out below, where AVX2 and FMA have been found.
-    static KERNELS: Avx2 = unsafe { Avx2::beside(tiles, multiply_adds) };
+    static KERNELS: OnLanes<Ymm> = unsafe { OnLanes::new(tiles, multiply_adds) };
     assert!(is_available(), "AVX2 and FMA");
     &KERNELS
 }
@@ -58,11 +39,14 @@ fn multiply_adds(rounds: usize) -> usize {
     })
 }
 
+/// Eight lanes.
 #[derive(Clone, Copy)]
-struct Ymm(__m256);
+pub(super) struct Ymm(pub(super) __m256);
 
 // SAFETY (of all calls below): the caller vouches for AVX2, FMA and eight elements behind a pointer.
 impl Lanes for Ymm {
+    const COUNT: usize = 8;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         // SAFETY: see above.
@@ -185,56 +169,9 @@ impl Tiles for Avx2Tiles {
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
         compiled!("avx2,fma", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
             // SAFETY: see above.
-            unsafe { tile::tile::<Ymm>(x, panels, sums) }
+            unsafe { tile::tile::<Ymm, 2>(x, panels, sums) }
         })
     }
 }
 
-impl Kernels for Avx2 {
-    fn tiles(&self, inputs: Dtype) -> &dyn Tiles {
-        (self.tiles)(inputs)
-    }
-
-    fn round(&self, x: &[f32], out: &mut [f32]) {
-        compiled!("avx2,fma", fn(x: &[f32], out: &mut [f32]) { elementwise::round(x, out) })
-    }
-
-    fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
-        compiled!("avx2,fma", fn(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
-            // SAFETY: see above.
-            unsafe { elementwise::rms_norm::<Ymm>(x, gain, eps, out) }
-        })
-    }
-
-    fn swiglu(&self, gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
-        compiled!("avx2,fma", fn(gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
-            // SAFETY: see above.
-            unsafe { elementwise::swiglu::<Ymm>(gate, up, out) }
-        })
-    }
-
-    fn scores(&self, q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
-        compiled!("avx2,fma", fn(q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
-            // SAFETY: see above.
-            unsafe { attention::scores::<Ymm>(q, keys, stride, out) }
-        })
-    }
-
-    fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32) {
-        compiled!("avx2,fma", fn(scale: f32, scores: &mut [f32]) -> (f32, f32) {
-            // SAFETY: see above.
-            unsafe { attention::softmax::<Ymm>(scale, scores) }
-        })
-    }
-
-    fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
-        compiled!("avx2,fma", fn(weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
-            // SAFETY: see above.
-            unsafe { attention::weigh::<Ymm>(weights, keys, stride, sums) }
-        })
-    }
-
-    fn multiply_adds(&self, rounds: usize) -> usize {
-        (self.multiply_adds)(rounds)
-    }
-}
+kernels_on_lanes!(Ymm, "avx2,fma");

@@ -3,7 +3,7 @@
 
 use super::{
     exp::exp,
-    lanes::{LANES, Lanes},
+    lanes::{Lanes, MOST},
 };
 use crate::{activation, panels::WIDTH};
 
@@ -16,21 +16,21 @@ pub(super) fn round(x: &[f32], out: &mut [f32]) {
 /// Chains of additions in a norm.
 const CHAINS: usize = 4;
 
-/// `out = gain ⊙ x / sqrt(mean(x²) + eps)`. Element `i` is added to lane `i % 8` of chain `i / 8 % 4`; then the chains
-/// are added pairwise, then the lanes.
+/// `out = gain ⊙ x / sqrt(mean(x²) + eps)`. Of `L` lanes, element `i` is added to lane `i % L` of chain `i / L % 4`;
+/// then the chains are added pairwise, then the lanes.
 ///
 /// # Safety
 /// As for [`Lanes`].
 #[inline(always)]
 pub(super) unsafe fn rms_norm<L: Lanes>(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
-    let (vectors, tail) = x.as_chunks::<LANES>();
-    let mut last = [0.0; LANES];
+    let (vectors, tail) = x.split_at(x.len() - x.len() % L::COUNT);
+    let mut last = [0.0; MOST];
     last[..tail.len()].copy_from_slice(tail);
-    // SAFETY: whole arrays of eight elements are loaded.
+    // SAFETY: whole vectors are loaded.
     let squares = unsafe {
         let mut chains = [L::splat(0.0); CHAINS];
-        for vectors in vectors.chunks(CHAINS) {
-            for (chain, vector) in chains.iter_mut().zip(vectors) {
+        for vectors in vectors.chunks(CHAINS * L::COUNT) {
+            for (chain, vector) in chains.iter_mut().zip(vectors.chunks_exact(L::COUNT)) {
                 let x = L::load(vector.as_ptr());
                 *chain = x.mul_add(x, *chain);
             }
@@ -45,14 +45,14 @@ pub(super) unsafe fn rms_norm<L: Lanes>(x: &[f32], gain: &[f32], eps: f32, out: 
     }
 }
 
-/// `out = round( gate / (1 + exp(−gate)) · up )` to bf16.
+/// `out = gate / (1 + exp(−gate)) · up`
 ///
 /// # Safety
 /// As for [`Lanes`].
 #[inline(always)]
 pub(super) unsafe fn swiglu<L: Lanes>(gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]) {
-    for at in (0..WIDTH).step_by(LANES) {
-        // SAFETY: eight elements from `at` lie within the sixteen.
+    for at in (0..WIDTH).step_by(L::COUNT) {
+        // SAFETY: the lanes from `at` lie within the sixteen.
         unsafe {
             let gate = L::load(gate.as_ptr().add(at));
             let up = L::load(up.as_ptr().add(at));

@@ -1,19 +1,12 @@
 //! The inner loops of the CPU device, one set for each instruction set.
 //!
-//! The loops are written once over eight lanes of f32 ([`lanes::Lanes`]); an instruction set supplies the lanes and
+//! The loops are written once over lanes of f32 ([`lanes::Lanes`]); an instruction set supplies the lanes and
 //! compiles the loops for itself. One that multiplies differently (matrix tiles, dot products of pairs) implements [`Tiles`]
-//! with loops of its own, and takes the others from the lanes that its machines also have.
+//! with loops of its own.
 
-/// Runs a loop in a function that is compiled for some instruction sets.
 #[cfg(target_arch = "x86_64")]
-macro_rules! compiled {
-    ($features:literal, fn($($name:ident: $type:ty),*) $(-> $result:ty)? $body:block) => {{
-        #[target_feature(enable = $features)]
-        fn compiled($($name: $type),*) $(-> $result)? $body
-        // SAFETY: the kernels of an instruction set exist only where it has been found.
-        unsafe { compiled($($name),*) }
-    }};
-}
+#[macro_use]
+mod on_lanes;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -22,6 +15,8 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod dots;
 mod elementwise;
 mod exp;
 mod lanes;
@@ -90,7 +85,7 @@ pub(crate) trait Kernels: Send + Sync {
     /// `out = silu(gate) · up`
     fn swiglu(&self, gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]);
 
-    /// `out[h][at + j] = q[h] · keys[j]` over all `stride` elements (a multiple of eight). `q [heads, stride]`,
+    /// `out[h][at + j] = q[h] · keys[j]` over all `stride` elements (a multiple of sixteen). `q [heads, stride]`,
     /// `keys [_, stride]`, `out [heads, width]`.
     fn scores(&self, q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>);
 
@@ -98,7 +93,7 @@ pub(crate) trait Kernels: Send + Sync {
     fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32);
 
     /// `sums[h] += weights[h][at + j] · keys[j]` over the first elements of the keys, for `j` ascending.
-    /// `sums [heads, len]`, `len` a multiple of eight and at most `stride`.
+    /// `sums [heads, len]`, `len` a multiple of sixteen and at most `stride`.
     fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]);
 
     /// Runs `rounds` rounds of multiply-adds from registers, as many at a time as the instruction set can do, and returns

@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 
-use super::lanes::{LANES, Lanes};
+use super::lanes::{Lanes, MOST};
 
 /// Runs `rounds` rounds of one multiply-add in each of `CHAINS` vectors, and returns how many multiply-adds that were.
 /// The chains are independent, and enough of them to hide the latency of one; more would not fit into registers.
@@ -13,7 +13,7 @@ use super::lanes::{LANES, Lanes};
 /// As for [`Lanes`].
 #[inline(always)]
 pub(super) unsafe fn multiply_adds<L: Lanes, const CHAINS: usize>(rounds: usize) -> usize {
-    // SAFETY: the contract of this function; `values` has eight elements for each chain.
+    // SAFETY: the contract of this function; `values` has room for each chain.
     unsafe {
         // Opaque, so that nothing is worked out beforehand; the sums tend to 1, far from what is slow to compute.
         let (factor, term) = (L::splat(black_box(0.75)), L::splat(black_box(0.25)));
@@ -26,11 +26,11 @@ pub(super) unsafe fn multiply_adds<L: Lanes, const CHAINS: usize>(rounds: usize)
                 sums[chain] = sums[chain].mul_add(factor, term);
             }
         }
-        let mut values = [[0.0f32; LANES]; CHAINS];
+        let mut values = [[0.0f32; MOST]; CHAINS];
         for chain in 0..CHAINS {
             sums[chain].store(values[chain].as_mut_ptr());
         }
         black_box(values);
     }
-    rounds * CHAINS * LANES
+    rounds * CHAINS * L::COUNT
 }

@@ -20,6 +20,8 @@ impl Array {
 }
 
 impl Lanes for Array {
+    const COUNT: usize = 8;
+
     #[inline(always)]
     unsafe fn splat(value: f32) -> Self {
         Self([value; 8])
@@ -112,7 +114,7 @@ impl Tiles for PortableTiles {
 
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
         // SAFETY: plain Rust needs no instruction set; the loop checks the lengths of its slices.
-        unsafe { tile::tile::<Array>(x, panels, sums) }
+        unsafe { tile::tile::<Array, 2>(x, panels, sums) }
     }
 }
 

@@ -2,10 +2,7 @@
 // Loops over indices below a const parameter are unrolled, and keep their sums in registers.
 #![allow(unsafe_code, clippy::needless_range_loop)]
 
-use super::{
-    elementwise::round,
-    lanes::{LANES, Lanes},
-};
+use super::{elementwise::round, lanes::Lanes};
 use crate::{
     Dtype,
     panels::{PAIRS, WIDTH},
@@ -17,8 +14,6 @@ pub(super) const ROWS: usize = 6;
 pub(super) const STRIP: usize = 256;
 /// Bytes of packed rows that are taken together.
 pub(super) const BLOCK: usize = 256 << 10;
-/// Vectors of one panel's sixteen outputs.
-const VECTORS: usize = WIDTH / LANES;
 
 /// Panels that a tile of `rows` rows takes at most: as many sums as fit into registers, and enough to hide the latency
 /// of one chain of additions behind the others.
@@ -51,12 +46,13 @@ pub(super) fn pack(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) {
 }
 
 /// `sums[p · R + r] += x[r] · panels[p]`: one chain of additions for each output, ascending. `x [R][steps]`, panels
-/// `[steps / 2][16][2]`.
+/// `[steps / 2][16][2]`, of whose outputs `V` vectors hold sixteen.
 ///
 /// # Safety
 /// As for [`Lanes`].
 #[inline(always)]
-pub(super) unsafe fn tile<L: Lanes>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+pub(super) unsafe fn tile<L: Lanes, const V: usize>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+    const { assert!(V * L::COUNT == WIDTH, "vectors of a panel") }
     let rows = sums.len() / panels.len().max(1);
     assert_eq!(rows * panels.len(), sums.len(), "sums of {} panels", panels.len());
     assert!(panels.iter().all(|panel| panel.len() * rows == x.len() * WIDTH), "panels as long as the rows");
@@ -64,17 +60,17 @@ pub(super) unsafe fn tile<L: Lanes>(x: &[f32], panels: &[&[u16]], sums: &mut [[f
     // SAFETY: the lengths have been checked.
     unsafe {
         match (rows, panels.len()) {
-            (1, 1) => multiply::<L, 1, 1>(x, panels, sums),
-            (1, 2) => multiply::<L, 1, 2>(x, panels, sums),
-            (1, 3) => multiply::<L, 1, 3>(x, panels, sums),
-            (1, 4) => multiply::<L, 1, 4>(x, panels, sums),
-            (2, 1) => multiply::<L, 2, 1>(x, panels, sums),
-            (2, 2) => multiply::<L, 2, 2>(x, panels, sums),
-            (3, 1) => multiply::<L, 3, 1>(x, panels, sums),
-            (3, 2) => multiply::<L, 3, 2>(x, panels, sums),
-            (4, 1) => multiply::<L, 4, 1>(x, panels, sums),
-            (5, 1) => multiply::<L, 5, 1>(x, panels, sums),
-            (6, 1) => multiply::<L, 6, 1>(x, panels, sums),
+            (1, 1) => multiply::<L, V, 1, 1>(x, panels, sums),
+            (1, 2) => multiply::<L, V, 1, 2>(x, panels, sums),
+            (1, 3) => multiply::<L, V, 1, 3>(x, panels, sums),
+            (1, 4) => multiply::<L, V, 1, 4>(x, panels, sums),
+            (2, 1) => multiply::<L, V, 2, 1>(x, panels, sums),
+            (2, 2) => multiply::<L, V, 2, 2>(x, panels, sums),
+            (3, 1) => multiply::<L, V, 3, 1>(x, panels, sums),
+            (3, 2) => multiply::<L, V, 3, 2>(x, panels, sums),
+            (4, 1) => multiply::<L, V, 4, 1>(x, panels, sums),
+            (5, 1) => multiply::<L, V, 5, 1>(x, panels, sums),
+            (6, 1) => multiply::<L, V, 6, 1>(x, panels, sums),
             (rows, panels) => unreachable!("a tile of {rows} rows and {panels} panels"),
         }
     }
@@ -83,7 +79,11 @@ pub(super) unsafe fn tile<L: Lanes>(x: &[f32], panels: &[&[u16]], sums: &mut [[f
 /// # Safety
 /// As for [`Lanes`]; `R` packed rows of an even number of steps, `P` panels of sixteen times that, `R · P` sums.
 #[inline(always)]
-unsafe fn multiply<L: Lanes, const R: usize, const P: usize>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+unsafe fn multiply<L: Lanes, const V: usize, const R: usize, const P: usize>(
+    x: &[f32],
+    panels: &[&[u16]],
+    sums: &mut [[f32; WIDTH]],
+) {
     let mut w = [std::ptr::null::<u16>(); P];
     w.iter_mut().zip(panels).for_each(|(w, panel)| *w = panel.as_ptr());
     let steps = x.len() / R;
@@ -91,27 +91,27 @@ unsafe fn multiply<L: Lanes, const R: usize, const P: usize>(x: &[f32], panels: 
     // SAFETY: `pair` stays below half of the steps, of which a panel holds 32 elements for each; a prefetch may name any
     // address.
     unsafe {
-        let mut totals = [[[L::splat(0.0); VECTORS]; P]; R];
+        let mut totals = [[[L::splat(0.0); V]; P]; R];
         for r in 0..R {
             for p in 0..P {
-                for v in 0..VECTORS {
-                    totals[r][p][v] = L::load(sums[p * R + r].as_ptr().add(v * LANES));
+                for v in 0..V {
+                    totals[r][p][v] = L::load(sums[p * R + r].as_ptr().add(v * L::COUNT));
                 }
             }
         }
         for pair in 0..steps / 2 {
             for step in 0..2 {
-                let mut weights = [[L::splat(0.0); VECTORS]; P];
+                let mut weights = [[L::splat(0.0); V]; P];
                 for p in 0..P {
-                    for v in 0..VECTORS {
-                        let pairs = w[p].add(pair * PAIRS + v * 2 * LANES);
+                    for v in 0..V {
+                        let pairs = w[p].add(pair * PAIRS + v * 2 * L::COUNT);
                         weights[p][v] = if step == 0 { L::load_first(pairs) } else { L::load_second(pairs) };
                     }
                 }
                 for r in 0..R {
                     let x = L::splat(*x.as_ptr().add(r * steps + 2 * pair + step));
                     for p in 0..P {
-                        for v in 0..VECTORS {
+                        for v in 0..V {
                             totals[r][p][v] = weights[p][v].mul_add(x, totals[r][p][v]);
                         }
                     }
@@ -123,8 +123,8 @@ unsafe fn multiply<L: Lanes, const R: usize, const P: usize>(x: &[f32], panels: 
         }
         for r in 0..R {
             for p in 0..P {
-                for v in 0..VECTORS {
-                    totals[r][p][v].store(sums[p * R + r].as_mut_ptr().add(v * LANES));
+                for v in 0..V {
+                    totals[r][p][v].store(sums[p * R + r].as_mut_ptr().add(v * L::COUNT));
                 }
             }
         }
