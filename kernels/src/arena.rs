@@ -3,7 +3,7 @@
 
 use std::{
     marker::PhantomData,
-    ops::{Deref, DerefMut},
+    ops::{Deref, DerefMut, Range},
     ptr::NonNull,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -11,7 +11,7 @@ use std::{
 use bytemuck::Pod;
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::KernelError;
+use crate::{KernelError, pool::Pool};
 
 const ALIGN: usize = 64;
 const HUGE_PAGE: usize = 2 << 20;
@@ -22,7 +22,15 @@ const CHUNK: usize = 64 << 20;
 /// back to the system when the last of its blocks does.
 #[derive(Default)]
 pub(crate) struct Arena {
-    filling: Mutex<Option<(Arc<Chunk>, usize)>>,
+    filling: Mutex<Option<Filling>>,
+}
+
+/// A chunk that is given out block by block.
+struct Filling {
+    chunk: Arc<Chunk>,
+    used: usize,
+    /// Bytes whose pages are there.
+    touched: usize,
 }
 
 struct Chunk {
@@ -46,31 +54,47 @@ unsafe impl<T: Send> Send for Block<T> {}
 unsafe impl<T: Sync> Sync for Block<T> {}
 
 impl Arena {
-    /// A zeroed block of `length` elements.
+    /// A zeroed block of `length` elements. Its pages are there already: the threads of the pool have taken them, each
+    /// its own. When threads that fill a block meet a new huge page together, each of them clears one and all but one are
+    /// thrown away.
     ///
     /// # Errors
     /// When the operating system gives no memory.
-    pub(crate) fn block<T: Pod>(&self, length: usize) -> Result<Block<T>, KernelError> {
+    pub(crate) fn block<T: Pod>(&self, pool: &Pool, length: usize) -> Result<Block<T>, KernelError> {
         let bytes = length.checked_mul(size_of::<T>()).and_then(|bytes| bytes.checked_next_multiple_of(ALIGN));
         let bytes = bytes.ok_or_else(out_of_memory)?;
-        let (chunk, offset) = if bytes >= CHUNK / 4 { (Arc::new(Chunk::map(bytes)?), 0) } else { self.reserve(bytes)? };
+        let (chunk, offset) = if bytes >= CHUNK / 4 {
+            let chunk = Arc::new(Chunk::map(bytes)?);
+            chunk.touch(pool, 0..bytes);
+            (chunk, 0)
+        } else {
+            self.reserve(pool, bytes)?
+        };
         // SAFETY: `offset + bytes` lies within the chunk.
         let start = unsafe { chunk.map.as_mut_ptr().add(chunk.start + offset) };
         let start = NonNull::new(start.cast()).ok_or_else(out_of_memory)?;
         Ok(Block { _chunk: chunk, start, length, values: PhantomData })
     }
 
-    fn reserve(&self, bytes: usize) -> Result<(Arc<Chunk>, usize), KernelError> {
+    fn reserve(&self, pool: &Pool, bytes: usize) -> Result<(Arc<Chunk>, usize), KernelError> {
         let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((chunk, used)) = filling.as_mut().filter(|(chunk, used)| used.saturating_add(bytes) <= chunk.bytes)
-        {
-            let offset = *used;
-            *used += bytes;
-            return Ok((chunk.clone(), offset));
+        let fits = |filling: &Filling| filling.used.saturating_add(bytes) <= filling.chunk.bytes;
+        let filling = match &mut *filling {
+            Some(filling) if fits(filling) => filling,
+            other => other.insert(Filling { chunk: Arc::new(Chunk::map(CHUNK)?), used: 0, touched: 0 }),
+        };
+        let offset = filling.used;
+        filling.used += bytes;
+        if filling.used > filling.touched {
+            // Two huge pages for each thread: as much work for one as for the other. But no page that blocks of this size
+            // do not reach.
+            let ahead = filling.touched + 2 * HUGE_PAGE * pool.threads();
+            let reach = filling.used + (filling.chunk.bytes - filling.used) / bytes.max(1) * bytes;
+            let end = ahead.min(reach).max(filling.used).next_multiple_of(HUGE_PAGE).min(filling.chunk.bytes);
+            filling.chunk.touch(pool, filling.touched..end);
+            filling.touched = end;
         }
-        let chunk = Arc::new(Chunk::map(CHUNK)?);
-        *filling = Some((chunk.clone(), bytes));
-        Ok((chunk, 0))
+        Ok((filling.chunk.clone(), offset))
     }
 }
 
@@ -88,6 +112,15 @@ impl Chunk {
         }
         let start = map.as_ptr().align_offset(HUGE_PAGE);
         Ok(Self { map, start: start.min(HUGE_PAGE), bytes })
+    }
+
+    /// Takes the huge pages that begin in `range`, of which nothing has been given out.
+    fn touch(&self, pool: &Pool, range: Range<usize>) {
+        pool.run(range.len().div_ceil(HUGE_PAGE), |page| {
+            let offset = range.start + page * HUGE_PAGE;
+            // SAFETY: `offset` lies within the chunk, in a part that nobody has a block of.
+            unsafe { self.map.as_mut_ptr().add(self.start + offset).write_volatile(0) };
+        });
     }
 }
 
@@ -117,9 +150,11 @@ mod tests {
 
     #[test]
     fn blocks_are_aligned_disjoint_and_outlive_the_arena() {
-        let arena = Arena::default();
-        let mut blocks: Vec<Block<u16>> =
-            [1, 33, 100, 0, 5 << 20, 9 << 20, 40 << 20, 7].iter().map(|length| arena.block(*length).unwrap()).collect();
+        let (arena, pool) = (Arena::default(), Pool::new(2).unwrap());
+        let mut blocks: Vec<Block<u16>> = [1, 33, 100, 0, 5 << 20, 9 << 20, 40 << 20, 7]
+            .iter()
+            .map(|length| arena.block(&pool, *length).unwrap())
+            .collect();
         drop(arena);
         for (index, block) in blocks.iter_mut().enumerate() {
             assert_eq!(block.as_ptr() as usize % ALIGN, 0);
@@ -133,7 +168,8 @@ mod tests {
 
     #[test]
     fn refuses_what_cannot_be_had() {
-        assert!(Arena::default().block::<u16>(usize::MAX / 2).is_err());
-        assert!(Arena::default().block::<u16>(1 << 60).is_err());
+        let pool = Pool::new(1).unwrap();
+        assert!(Arena::default().block::<u16>(&pool, usize::MAX / 2).is_err());
+        assert!(Arena::default().block::<u16>(&pool, 1 << 60).is_err());
     }
 }

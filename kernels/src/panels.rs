@@ -5,6 +5,8 @@
 //! back, and sums each output in ascending order of the inner dimension. Outputs past the last are zero, and so are the
 //! steps that fill the inner dimension up to a multiple of [`STEPS`].
 
+mod pack;
+
 use bytemuck::Pod;
 
 use crate::{
@@ -28,6 +30,10 @@ pub trait Element: Pod + Send + Sync {
     fn narrow(value: f32) -> Self;
     /// From the bits of a bf16.
     fn from_bf16(bits: u16) -> Self;
+    /// Packs the first steps of sixteen rows of bf16, as many as it has a faster way for than one by one; how many.
+    fn transpose(_rows: &[[u8; 2]], _to: &mut [Self]) -> usize {
+        0
+    }
 }
 
 impl Element for f32 {
@@ -63,6 +69,10 @@ impl Element for u16 {
     fn from_bf16(bits: u16) -> Self {
         bits
     }
+
+    fn transpose(rows: &[[u8; 2]], to: &mut [Self]) -> usize {
+        pack::transpose(rows, to)
+    }
 }
 
 fn read_f32<T: Element>(bytes: &[u8; 4]) -> T {
@@ -86,11 +96,8 @@ impl<T: Element> Panels<T> {
         weight.check()?;
         let (outputs, inputs) = weight.shape();
         let padded = |size: usize, unit: usize| size.checked_next_multiple_of(unit).unwrap_or(usize::MAX);
-        let mut block = arena.block(padded(outputs, WIDTH).saturating_mul(padded(inputs, STEPS)))?;
-        pool.run_chunks(&mut block, WIDTH * padded(inputs, STEPS), |panel, to| match weight.dtype {
-            Dtype::F32 => pack_panel(weight, panel * WIDTH, to, read_f32),
-            Dtype::Bf16 => pack_panel(weight, panel * WIDTH, to, read_bf16),
-        });
+        let mut block = arena.block(pool, padded(outputs, WIDTH).saturating_mul(padded(inputs, STEPS)))?;
+        pool.run_chunks(&mut block, WIDTH * padded(inputs, STEPS), |panel, to| pack::panel(weight, panel * WIDTH, to));
         Ok(Self { block, outputs, inputs })
     }
 
@@ -124,35 +131,6 @@ impl<T: Element> Panels<T> {
     }
 }
 
-/// Steps along the inner dimension that are packed at a time, so that what is written stays in the nearest cache.
-const STRIP: usize = 128;
-
-fn pack_panel<T: Element, const SIZE: usize>(
-    weight: Weight<'_>,
-    first: usize,
-    to: &mut [T],
-    read: impl Fn(&[u8; SIZE]) -> T,
-) {
-    let (stored, _) = weight.data.as_chunks::<SIZE>();
-    let used = WIDTH.min(weight.shape().0 - first);
-    if weight.transposed {
-        for (step, row) in stored.chunks_exact(weight.cols).enumerate() {
-            let to = to[step / 2 * PAIRS + step % 2..].iter_mut().step_by(2);
-            to.zip(&row[first..first + used]).for_each(|(to, from)| *to = read(from));
-        }
-        return;
-    }
-    let (rows, _) = stored[first * weight.cols..].split_at(used * weight.cols);
-    for (strip, to) in to.chunks_mut(WIDTH * STRIP).enumerate() {
-        for (output, row) in rows.chunks_exact(weight.cols.max(1)).enumerate() {
-            let row = row.get(strip * STRIP..).unwrap_or_default();
-            for (to, pair) in to.chunks_exact_mut(PAIRS).zip(row.chunks(2)) {
-                to[2 * output..].iter_mut().zip(pair).for_each(|(to, from)| *to = read(from));
-            }
-        }
-    }
-}
-
 /// A table of rows, such as the embedding.
 pub struct Rows<T> {
     block: Block<T>,
@@ -164,7 +142,7 @@ impl<T: Element> Rows<T> {
     pub(crate) fn copy(arena: &Arena, pool: &Pool, weight: Weight<'_>) -> Result<Self, KernelError> {
         weight.check()?;
         let (rows, cols) = weight.shape();
-        let mut block = arena.block(rows * cols)?;
+        let mut block = arena.block(pool, rows * cols)?;
         pool.run_chunks(&mut block, cols.max(1), |row, to| match weight.dtype {
             Dtype::F32 => copy_row(weight, row, to, read_f32),
             Dtype::Bf16 => copy_row(weight, row, to, read_bf16),

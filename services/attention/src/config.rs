@@ -33,6 +33,9 @@ pub struct AttentionConfig {
     pub step_tokens: usize,
     /// Rows of one prompt in one step at most.
     pub prefill_chunk: usize,
+    /// While sequences decode, a step takes along as many rows of prompts as are expected to keep it within this time,
+    /// but never fewer than [`FLOOR`](crate::scheduler::FLOOR).
+    pub step_target: Duration,
     /// Longest sequence; `None`: what the model states, or as many as the cache holds if that is less.
     pub context_limit: Option<usize>,
     /// Most likely tokens that may be asked for beside a token.
@@ -57,6 +60,7 @@ impl AttentionConfig {
             max_waiting: 256,
             step_tokens: 512,
             prefill_chunk: 512,
+            step_target: Duration::from_millis(250),
             context_limit: None,
             max_logprobs: 256,
             prefix_cache: true,

@@ -3,6 +3,8 @@
 use conclave_serve::metrics::Buckets;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry};
 
+use crate::scheduler::Load;
+
 /// The engine's metrics.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
@@ -12,9 +14,9 @@ pub(crate) struct Metrics {
     pub(crate) blocks_total: IntGauge,
     pub(crate) blocks_idle: IntGauge,
     pub(crate) blocks_evicted: IntCounter,
-    pub(crate) decode_rows: Histogram,
-    pub(crate) prefill_rows: Histogram,
-    pub(crate) step_seconds: Histogram,
+    step_rows: HistogramVec,
+    step_seconds: HistogramVec,
+    chunk_rows: IntGauge,
     pub(crate) expert_wait_seconds: Histogram,
     pub(crate) queue_seconds: Histogram,
     pub(crate) prompt_tokens: IntCounter,
@@ -35,8 +37,10 @@ impl Metrics {
         let histogram = |name: &str, help: &str, buckets: Buckets| {
             register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.bounds()))?)
         };
-        let rows = HistogramOpts::new("conclave_attention_step_rows", "Rows of a step, by what they are for.");
-        let rows = register(registry, HistogramVec::new(rows.buckets(Buckets::Count.bounds()), &["kind"])?)?;
+        let by_kind = |name: &str, help: &str, buckets: Buckets| {
+            let opts = HistogramOpts::new(name, help).buckets(buckets.bounds());
+            register(registry, HistogramVec::new(opts, &["kind"])?)
+        };
         Ok(Self {
             running: gauge("conclave_attention_running", "Sequences that hold cache blocks.")?,
             waiting: gauge("conclave_attention_waiting", "Sequences that wait for cache blocks.")?,
@@ -50,9 +54,20 @@ impl Metrics {
                 "conclave_attention_cache_blocks_evicted_total",
                 "Blocks that were kept for their prefix and given up for others.",
             )?,
-            decode_rows: rows.with_label_values(&["decode"]),
-            prefill_rows: rows.with_label_values(&["prefill"]),
-            step_seconds: histogram("conclave_attention_step_seconds", "Duration of a step.", Buckets::Token)?,
+            step_rows: by_kind(
+                "conclave_attention_step_rows",
+                "Rows of a step, by what they are for: decode or prefill.",
+                Buckets::Count,
+            )?,
+            step_seconds: by_kind(
+                "conclave_attention_step_seconds",
+                "Duration of a step, by what it had rows for: decode, prefill, or both.",
+                Buckets::Token,
+            )?,
+            chunk_rows: gauge(
+                "conclave_attention_chunk_rows",
+                "Rows of prompts that the last step with both prompts and sequences that decode took along.",
+            )?,
             expert_wait_seconds: histogram(
                 "conclave_attention_expert_wait_seconds",
                 "Waiting for the routed experts of a layer after the shared experts were computed.",
@@ -72,6 +87,27 @@ impl Metrics {
             preemptions: counter("conclave_attention_preemptions_total", "Sequences that lost their cache blocks.")?,
             cut_steps: counter("conclave_attention_cut_steps_total", "Steps given up because experts did not answer.")?,
         })
+    }
+}
+
+impl Metrics {
+    /// A step has been planned.
+    pub(crate) fn begin_step(&self, load: Load) {
+        self.step_rows.with_label_values(&["decode"]).observe(load.decode as f64);
+        self.step_rows.with_label_values(&["prefill"]).observe(load.prefill as f64);
+        if load.decode > 0 && load.prefill > 0 {
+            self.chunk_rows.set(load.prefill as i64);
+        }
+    }
+
+    /// A step has been computed and delivered.
+    pub(crate) fn end_step(&self, load: Load, seconds: f64) {
+        let kind = match (load.decode, load.prefill) {
+            (_, 0) => "decode",
+            (0, _) => "prefill",
+            _ => "both",
+        };
+        self.step_seconds.with_label_values(&[kind]).observe(seconds);
     }
 }
 

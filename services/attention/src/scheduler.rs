@@ -1,9 +1,18 @@
-//! What one step computes. Pure: the sequences and the free blocks in, the decision out.
+//! What one step computes. Pure: the sequences, the free blocks and what steps took so far in, the decision out.
 //!
-//! Rules: sequences that decode go first, one row each; then prompts in order of arrival, a chunk each; then waiting
-//! sequences are admitted in order of arrival, only when the blocks of all their known tokens are there beside those that
-//! running prompts still need; a prefix that is in the cache is neither computed nor stored again. When blocks run out, the sequence that arrived last is preempted: its blocks are freed and
-//! it waits, at the head of the queue, to be computed again. So the oldest sequence advances in every step.
+//! Rules: sequences that decode go first, one row each. Then the prompts: where somebody decodes, as many of their rows
+//! as keep the step within its target time ([`plan_within`]), otherwise as many as a step may have; they share them as
+//! [`prompts::share`] says. Waiting sequences are admitted in order of arrival, only when the blocks of all their known
+//! tokens are there beside those that running prompts still need; a prefix that is in the cache is neither computed nor
+//! stored again. When blocks run out, the sequence that arrived last is preempted: its blocks are freed and it waits, at
+//! the head of the queue, to be computed again. So the oldest sequence and the oldest prompt advance in every step.
+
+mod prompts;
+mod times;
+mod within;
+
+pub use times::StepTimes;
+pub use within::{FLOOR, plan_within};
 
 /// Bounds of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +40,17 @@ pub struct Demand {
     pub idle: usize,
 }
 
+/// All sequences and what they may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Queue<'a> {
+    /// In order of arrival.
+    pub running: &'a [Demand],
+    /// In order of arrival, all after those running.
+    pub waiting: &'a [Demand],
+    /// Cache blocks that nobody holds.
+    pub free: usize,
+}
+
 /// A step. First the last `preempt` of the running sequences go back to the head of the queue, then the first `admit` of
 /// the waiting ones become the last of the running; `rows[i]` is then the share of the i-th running sequence.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -43,71 +63,82 @@ pub struct Plan {
     pub rows: Vec<usize>,
 }
 
-/// Plans one step. `running` and `waiting` are each in order of arrival; everybody running came before everybody waiting.
-/// Every sequence must fit into the cache alone.
-pub fn plan(limits: &Limits, running: &[Demand], waiting: &[Demand], free: usize) -> Plan {
+/// What a step has to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Load {
+    /// Rows of sequences that decode.
+    pub decode: usize,
+    /// Rows of prompts.
+    pub prefill: usize,
+    /// Positions that the rows attend to, all together.
+    pub pairs: usize,
+}
+
+/// Plans one step with at most `prefill` rows of prompts, at least one. Every sequence must fit into the cache alone.
+pub fn plan(limits: &Limits, prefill: usize, queue: Queue<'_>) -> Plan {
+    let Queue { running, free, .. } = queue;
     let mut kept = running.len();
     loop {
         let freed: usize = running[kept..].iter().map(|sequence| sequence.blocks).sum();
-        if let Some(shares) = share_out(limits, &running[..kept], free + freed) {
-            let mut plan = Plan { preempt: running.len() - kept, admit: 0, rows: shares.rows };
-            if plan.preempt == 0 {
-                admit(limits, running, waiting, shares.left, &mut plan);
-            }
-            return plan;
-        }
-        kept -= 1;
-    }
-}
-
-/// What is left of a step.
-#[derive(Debug, Clone, Copy)]
-struct Left {
-    rows: usize,
-    blocks: usize,
-}
-
-struct Shares {
-    rows: Vec<usize>,
-    left: Left,
-}
-
-/// Gives every running sequence its rows; `None` when the blocks do not suffice.
-fn share_out(limits: &Limits, running: &[Demand], free: usize) -> Option<Shares> {
-    let mut left = Left { rows: limits.step_tokens, blocks: free };
-    let mut rows = vec![0; running.len()];
-    for decoding in [true, false] {
-        for (sequence, rows) in running.iter().zip(&mut rows) {
-            if sequence.decodes() == decoding {
-                *rows = sequence.missing().min(limits.prefill_chunk).min(left.rows);
-                left.rows -= *rows;
-                left.blocks = left.blocks.checked_sub(sequence.blocks_for(*rows, limits.block))?;
-            }
+        let rows = shares(limits, prefill, &running[..kept]);
+        let needed: usize =
+            running.iter().zip(&rows).map(|(sequence, rows)| sequence.blocks_for(*rows, limits.block)).sum();
+        if needed > free + freed {
+            kept -= 1;
+        } else if kept < running.len() {
+            return Plan { preempt: running.len() - kept, admit: 0, rows };
+        } else {
+            return admit(limits, prefill, queue);
         }
     }
-    Some(Shares { rows, left })
 }
 
-fn admit(limits: &Limits, running: &[Demand], waiting: &[Demand], left: Left, plan: &mut Plan) {
-    let Left { mut rows, blocks } = left;
-    let reserved: usize = running
-        .iter()
-        .zip(&plan.rows)
-        .map(|(sequence, rows)| {
-            sequence.blocks_for(sequence.missing(), limits.block) - sequence.blocks_for(*rows, limits.block)
-        })
-        .sum();
-    let mut blocks = blocks.saturating_sub(reserved);
-    for sequence in waiting {
+/// The rows of each sequence.
+fn shares(limits: &Limits, prefill: usize, sequences: &[Demand]) -> Vec<usize> {
+    let decoding = sequences.iter().filter(|sequence| sequence.decodes()).count();
+    let prompts = sequences.iter().filter(|sequence| !sequence.decodes());
+    let wanted: Vec<usize> = prompts.map(|sequence| sequence.missing().min(limits.prefill_chunk)).collect();
+    let mut given = prompts::share(prefill.min(limits.step_tokens - decoding), &wanted).into_iter();
+    let share = |sequence: &Demand| if sequence.decodes() { Some(1) } else { given.next() };
+    sequences.iter().filter_map(share).collect()
+}
+
+/// Lets in who fits, as far as there are rows for them.
+fn admit(limits: &Limits, prefill: usize, Queue { running, waiting, free }: Queue<'_>) -> Plan {
+    let reserved: usize = running.iter().map(|sequence| sequence.blocks_for(sequence.missing(), limits.block)).sum();
+    let mut blocks = free.saturating_sub(reserved);
+    let fits = |sequence: &&Demand| {
         let needed = sequence.blocks_for(sequence.missing(), limits.block) + sequence.idle;
-        if rows == 0 || needed > blocks || running.len() + plan.admit == limits.max_running {
-            return;
+        let left = blocks.checked_sub(needed);
+        blocks = left.unwrap_or(blocks);
+        left.is_some()
+    };
+    let mut all = running.to_vec();
+    all.extend(waiting.iter().take(limits.max_running - running.len()).take_while(fits));
+    let mut rows = shares(limits, prefill, &all);
+    while rows.len() > running.len() && rows.last() == Some(&0) {
+        rows.pop();
+    }
+    Plan { preempt: 0, admit: rows.len() - running.len(), rows }
+}
+
+impl Plan {
+    /// What it has to compute, for the queue that it was made for.
+    pub fn load(&self, queue: Queue<'_>) -> Load {
+        let kept = &queue.running[..queue.running.len() - self.preempt];
+        let mut load = Load::default();
+        for (sequence, rows) in kept.iter().chain(queue.waiting).zip(&self.rows) {
+            *if sequence.decodes() { &mut load.decode } else { &mut load.prefill } += rows;
+            load.pairs += rows * sequence.computed + rows * (rows + 1) / 2;
         }
-        let share = sequence.missing().min(limits.prefill_chunk).min(rows);
-        rows -= share;
-        blocks -= needed;
-        plan.admit += 1;
-        plan.rows.push(share);
+        load
+    }
+}
+
+impl Load {
+    /// All of them.
+    pub fn rows(&self) -> usize {
+        self.decode + self.prefill
     }
 }
 

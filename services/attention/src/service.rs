@@ -100,6 +100,7 @@ impl AttentionService {
         let engine = Engine::new(Parts {
             moe: MoeCaller::new(moe, runtime, incarnation(&config.instance)),
             limits: config.limits(block)?,
+            step_target: config.step_target,
             mask: config.mask(vocab)?,
             moe_retry_limit: config.moe_retry_limit,
             prefix_cache: config.prefix_cache,

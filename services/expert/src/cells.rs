@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicU64;
 
 use conclave_dispatch::ModelShape;
 use conclave_kernels::{Device, Ffn};
-use conclave_model::{Checkpoint, Progress, names};
+use conclave_model::names::{self, FfnNames};
+use conclave_model::{Checkpoint, Loading, Progress};
 use conclave_proto::CellId;
 
 use crate::error::ExpertError;
@@ -77,55 +78,92 @@ pub(crate) fn check_ids(shape: &ModelShape, ids: &[CellId]) -> Result<(), Expert
     wrong.map_or(Ok(()), |cell| Err(ExpertError::NoSuchCell { cell: *cell, last: shape.groups - 1 }))
 }
 
-/// Takes cells over from a checkpoint into a device.
-pub(crate) struct Loader<'a, D> {
-    device: &'a D,
-    checkpoint: &'a Checkpoint,
-    progress: &'a Progress,
-    done: u64,
-    total: u64,
+/// Takes cells over from a checkpoint into a device: nothing but the tensors of their experts is read, layer by layer, as
+/// they lie in the files.
+///
+/// # Errors
+/// Names the cell and the tensor that is missing or refused by the device.
+pub(crate) fn load<D: Device>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    progress: &Progress,
+    shape: &ModelShape,
+    ids: &[CellId],
+) -> Result<Vec<Cell<D::Matrix>>, ExpertError> {
+    let mut cells: Vec<Cell<D::Matrix>> = ids.iter().map(|id| Cell::empty(*id, shape)).collect();
+    let layers: Vec<usize> = (0..shape.moe.len()).filter(|layer| shape.moe[*layer]).collect();
+    let experts = layers.iter().flat_map(|layer| cells.iter().flat_map(move |cell| cell.names(*layer, shape)));
+    let order: Vec<String> = experts.flat_map(|names| tensors(&names)).collect();
+    let mut loader = Loader { device, loading: Loading::new(checkpoint, progress, order) };
+    for layer in layers {
+        for cell in &mut cells {
+            let names = cell.names(layer, shape);
+            cell.layers[layer] = names.map(|names| loader.expert(cell.id, &names)).collect::<Result<_, _>>()?;
+        }
+    }
+    for cell in &mut cells {
+        cell.bytes = cell.layers.iter().flatten().map(|ffn| bytes(device, ffn)).sum();
+    }
+    Ok(cells)
 }
 
-impl<'a, D: Device> Loader<'a, D> {
-    /// `total`: bytes that will be read, for the progress.
-    pub(crate) fn new(device: &'a D, checkpoint: &'a Checkpoint, progress: &'a Progress, total: u64) -> Self {
-        Self { device, checkpoint, progress, done: 0, total }
-    }
+/// Takes one expert over.
+///
+/// # Errors
+/// As for [`load`].
+pub(crate) fn load_expert<D: Device>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    cell: CellId,
+    names: &FfnNames,
+) -> Result<Ffn<D::Matrix>, ExpertError> {
+    let progress = Progress::default();
+    Loader { device, loading: Loading::new(checkpoint, &progress, tensors(names)) }.expert(cell, names)
+}
 
-    /// Loads one cell: nothing but the tensors of its experts is read.
-    pub(crate) fn cell(&mut self, shape: &ModelShape, id: CellId) -> Result<Cell<D::Matrix>, ExpertError> {
-        let size = shape.group_size();
-        let first = id.group.index() * size;
-        let mut layers = Vec::with_capacity(shape.moe.len());
-        for (layer, moe) in shape.moe.iter().enumerate() {
-            let experts = if *moe { first..first + size } else { 0..0 };
-            layers.push(experts.map(|expert| self.expert(id, layer, expert)).collect::<Result<Vec<_>, _>>()?);
+impl<M> Cell<M> {
+    fn empty(id: CellId, shape: &ModelShape) -> Self {
+        Self {
+            id,
+            first_expert: (id.group.index() * shape.group_size()) as u32,
+            layers: shape.moe.iter().map(|_| Vec::new()).collect(),
+            bytes: 0,
+            rows: AtomicU64::new(0),
+            busy_us: AtomicU64::new(0),
         }
-        let bytes = layers.iter().flatten().map(|ffn| self.device_bytes(ffn)).sum();
-        let (rows, busy_us) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Cell { id, first_expert: first as u32, layers, bytes, rows, busy_us })
     }
 
-    /// Loads one expert and lets the file's pages go.
-    pub(crate) fn expert(&mut self, cell: CellId, layer: usize, expert: usize) -> Result<Ffn<D::Matrix>, ExpertError> {
-        let names = names::layer(layer).expert(expert);
-        Ok(Ffn {
-            gate: self.matrix(cell, names.gate_proj())?,
-            up: self.matrix(cell, names.up_proj())?,
-            down: self.matrix(cell, names.down_proj())?,
-        })
+    /// Names of its experts in a layer, ascending.
+    fn names(&self, layer: usize, shape: &ModelShape) -> impl Iterator<Item = FfnNames> + use<M> {
+        let first = self.first_expert as usize;
+        (first..first + shape.group_size()).map(move |expert| names::layer(layer).expert(expert))
+    }
+}
+
+/// In the order in which they are loaded.
+fn tensors(names: &FfnNames) -> [String; 3] {
+    [names.gate_proj(), names.up_proj(), names.down_proj()]
+}
+
+fn bytes<D: Device>(device: &D, ffn: &Ffn<D::Matrix>) -> u64 {
+    [&ffn.gate, &ffn.up, &ffn.down].into_iter().map(|matrix| device.matrix_bytes(matrix) as u64).sum()
+}
+
+struct Loader<'a, D> {
+    device: &'a D,
+    loading: Loading<'a>,
+}
+
+impl<D: Device> Loader<'_, D> {
+    fn expert(&mut self, cell: CellId, names: &FfnNames) -> Result<Ffn<D::Matrix>, ExpertError> {
+        let [gate, up, down] = tensors(names);
+        Ok(Ffn { gate: self.matrix(cell, gate)?, up: self.matrix(cell, up)?, down: self.matrix(cell, down)? })
     }
 
     fn matrix(&mut self, cell: CellId, tensor: String) -> Result<D::Matrix, ExpertError> {
-        let weight = self.checkpoint.weight(&tensor).map_err(|source| ExpertError::Tensor { cell, source })?;
-        self.done += weight.data.len() as u64;
+        let weight = self.loading.weight(&tensor).map_err(|source| ExpertError::Tensor { cell, source })?;
         let loaded = self.device.load_matrix(weight);
-        self.checkpoint.release(&tensor);
-        self.progress.report(self.done, self.total);
+        self.loading.taken_over(&tensor);
         loaded.map_err(|source| ExpertError::Device { cell, tensor, source })
-    }
-
-    fn device_bytes(&self, ffn: &Ffn<D::Matrix>) -> u64 {
-        [&ffn.gate, &ffn.up, &ffn.down].into_iter().map(|matrix| self.device.matrix_bytes(matrix) as u64).sum()
     }
 }

@@ -2,9 +2,9 @@
 
 use conclave_dispatch::ModelShape;
 use conclave_kernels::{Device, Dtype, ExpertRows, Pool, Reference, activation};
-use conclave_model::{Checkpoint, Progress};
+use conclave_model::{Checkpoint, names};
 
-use crate::cells::{Cell, Loader};
+use crate::cells::{self, Cell};
 use crate::error::ExpertError;
 
 const ROWS: usize = 3;
@@ -49,7 +49,7 @@ fn definition<M>(
     x: &[f32],
 ) -> Result<Vec<f32>, ExpertError> {
     let reference = Reference::new(Pool::new(1)?);
-    let ffn = Loader::new(&reference, checkpoint, &Progress::default(), 0).expert(cell.id, layer, expert)?;
+    let ffn = cells::load_expert(&reference, checkpoint, cell.id, &names::layer(layer).expert(expert))?;
     let mut expected = vec![0f32; x.len()];
     reference.ffn(x, &ffn, &mut expected);
     Ok(expected)

@@ -15,7 +15,7 @@ use conclave_serve::telemetry;
 use prometheus::Registry;
 use tokio::sync::{Mutex, oneshot, watch};
 
-use crate::cells::{self, Cells, Loader};
+use crate::cells::{self, Cells};
 use crate::compute::{Job, Refusal, Shared, Worker, failed};
 use crate::config::ExpertConfig;
 use crate::error::ExpertError;
@@ -93,18 +93,16 @@ impl<D: Device> ExpertService<D> {
         cells::check_ids(&self.shape, ids)?;
         let held = self.cells().ids();
         let missing: Vec<CellId> = ids.iter().filter(|id| !held.contains(id)).copied().collect();
-        let total = self.checkpoint.cell_bytes() * missing.len() as u64;
-        self.checkpoint.check_memory(total)?;
-        let mut loader = Loader::new(&*self.device, &self.checkpoint, &self.config.progress, total);
-        let mut loaded = Vec::new();
-        for id in missing {
-            let started = Instant::now();
-            let cell = loader.cell(&self.shape, id)?;
-            self_check::check(&*self.device, &self.checkpoint, &self.shape, &cell)?;
-            self.metrics.cell_bytes.with_label_values(&[&id.to_string()]).set(cell.bytes as i64);
-            tracing::info!(cell = %id, bytes = cell.bytes, ms = started.elapsed().as_millis() as u64, "cell loaded");
-            loaded.push(cell);
+        self.checkpoint.check_memory(self.checkpoint.cell_bytes() * missing.len() as u64)?;
+        let started = Instant::now();
+        let loaded = cells::load(&*self.device, &self.checkpoint, &self.config.progress, &self.shape, &missing)?;
+        for cell in &loaded {
+            self_check::check(&*self.device, &self.checkpoint, &self.shape, cell)?;
+            self.metrics.cell_bytes.with_label_values(&[&cell.id.to_string()]).set(cell.bytes as i64);
         }
+        let names: Vec<String> = missing.iter().map(CellId::to_string).collect();
+        let (bytes, ms) = (loaded.iter().map(|cell| cell.bytes).sum::<u64>(), started.elapsed().as_millis() as u64);
+        tracing::info!(cells = names.join(","), bytes, ms, "cells loaded");
         self.replace(self.cells().with(loaded));
         Ok(())
     }

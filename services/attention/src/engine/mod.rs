@@ -19,7 +19,7 @@ use crate::cache::BlockPool;
 use crate::forward::{MoeCaller, StepReport};
 use crate::metrics::Metrics;
 use crate::sampler::TokenMask;
-use crate::scheduler::{self, Demand, Limits, Plan};
+use crate::scheduler::{self, Demand, Limits, Load, Plan, Queue, StepTimes};
 use crate::sequence::{End, Sequence};
 use crate::state::State;
 use crate::trunk::{StepRows, Trunk};
@@ -29,6 +29,8 @@ pub(crate) struct Parts<T> {
     pub(crate) trunk: T,
     pub(crate) moe: MoeCaller,
     pub(crate) limits: Limits,
+    /// Time that a step may take while somebody decodes.
+    pub(crate) step_target: Duration,
     pub(crate) mask: TokenMask,
     pub(crate) moe_retry_limit: Duration,
     pub(crate) prefix_cache: bool,
@@ -44,6 +46,7 @@ pub(crate) struct Engine<T> {
     running: Vec<Sequence>,
     waiting: VecDeque<Sequence>,
     backoff: Backoff,
+    times: StepTimes,
     logits: Vec<f32>, // [R, vocab]
 }
 
@@ -56,7 +59,15 @@ impl<T: Trunk> Engine<T> {
         let pool = if parts.prefix_cache { BlockPool::new(blocks) } else { BlockPool::without_prefixes(blocks) };
         parts.metrics.blocks_total.set(pool.total() as i64);
         let (running, waiting) = (Vec::new(), VecDeque::new());
-        Self { parts, pool, running, waiting, backoff: Backoff::default(), logits: Vec::new() }
+        Self {
+            parts,
+            pool,
+            running,
+            waiting,
+            backoff: Backoff::default(),
+            times: StepTimes::default(),
+            logits: Vec::new(),
+        }
     }
 
     /// Runs until the service is gone.
@@ -132,12 +143,12 @@ impl<T: Trunk> Engine<T> {
 
     /// Plans, computes and delivers one step.
     fn step(&mut self) {
-        let shares = self.plan();
+        let (shares, load) = self.plan();
         let (rows, owners) = self.assemble(&shares);
         if rows.is_empty() {
             return;
         }
-        self.count_rows(&shares);
+        self.parts.metrics.begin_step(load);
         self.show();
         let started = Instant::now();
         let span = self.span(&owners, rows.len());
@@ -147,17 +158,26 @@ impl<T: Trunk> Engine<T> {
                 self.backoff.reset();
                 report.waits.iter().for_each(|wait| self.parts.metrics.expert_wait_seconds.observe(wait.as_secs_f64()));
                 self.deliver(&shares, &report);
-                self.parts.metrics.step_seconds.observe(started.elapsed().as_secs_f64());
+                let seconds = started.elapsed().as_secs_f64();
+                self.times.observe(load, seconds);
+                self.parts.metrics.end_step(load, seconds);
             }
             Err(error) => self.cut(&shares, &error, started),
         }
     }
 
-    /// Preempts and admits; the rows of each running sequence.
-    fn plan(&mut self) -> Vec<usize> {
+    /// Preempts and admits; the rows of each running sequence, and what they come to.
+    fn plan(&mut self) -> (Vec<usize>, Load) {
         let running: Vec<Demand> = self.running.iter().map(Sequence::demand).collect();
         let waiting = self.waiting_demands();
-        let Plan { preempt, admit, rows } = scheduler::plan(&self.parts.limits, &running, &waiting, self.pool.free());
+        let queue = Queue { running: &running, waiting: &waiting, free: self.pool.free() };
+        let target = self.parts.step_target.as_secs_f64();
+        let plan = scheduler::plan_within(&self.parts.limits, &self.times, target, queue);
+        let load = plan.load(queue);
+        (self.carry_out(plan), load)
+    }
+
+    fn carry_out(&mut self, Plan { preempt, admit, rows }: Plan) -> Vec<usize> {
         for _ in 0..preempt {
             let mut sequence = self.release(self.running.len() - 1);
             sequence.restart();
@@ -217,16 +237,6 @@ impl<T: Trunk> Engine<T> {
             span.follows_from(other);
         });
         span
-    }
-
-    fn count_rows(&self, shares: &[usize]) {
-        let decoding = |sequence: &Sequence| sequence.computed >= sequence.prompt_len();
-        let (mut decode, mut prefill) = (0, 0);
-        for (sequence, rows) in self.running.iter().zip(shares) {
-            *if decoding(sequence) { &mut decode } else { &mut prefill } += rows;
-        }
-        self.parts.metrics.decode_rows.observe(decode as f64);
-        self.parts.metrics.prefill_rows.observe(prefill as f64);
     }
 
     fn show(&self) {

@@ -14,23 +14,50 @@ fn at(computed: usize, target: usize) -> Demand {
     Demand { target, computed, blocks: computed.div_ceil(LIMITS.block), idle: 0 }
 }
 
-#[test]
-fn decodes_first_then_chunks_in_order_of_arrival() {
-    let running = [at(40, 200), at(31, 32), at(0, 90)];
-    let plan = plan(&LIMITS, &running, &[], 100);
-    assert_eq!(plan, Plan { preempt: 0, admit: 0, rows: vec![40, 1, 40] });
+/// With as many rows of prompts as a step has.
+fn plan(limits: &Limits, running: &[Demand], waiting: &[Demand], free: usize) -> Plan {
+    super::plan(limits, limits.step_tokens, Queue { running, waiting, free })
 }
 
 #[test]
-fn the_budget_cuts_the_last_chunk() {
+fn decodes_first_then_chunks_of_the_prompts() {
+    let running = [at(40, 200), at(31, 32), at(0, 90)];
+    assert_eq!(plan(&LIMITS, &running, &[], 100), Plan { preempt: 0, admit: 0, rows: vec![40, 1, 40] });
+}
+
+#[test]
+fn prompts_share_what_decoding_leaves() {
     let limits = Limits { step_tokens: 50, ..LIMITS };
-    let plan = plan(&limits, &[at(0, 200), at(0, 200), at(9, 10)], &[fresh(5)], 100);
-    assert_eq!(plan, Plan { preempt: 0, admit: 0, rows: vec![40, 9, 1] });
+    let found = plan(&limits, &[at(0, 200), at(0, 200), at(9, 10)], &[fresh(5)], 100);
+    assert_eq!(found, Plan { preempt: 0, admit: 0, rows: vec![25, 24, 1] });
+    let found = plan(&limits, &[at(0, 20), at(0, 10), at(9, 10)], &[fresh(25), fresh(5)], 100);
+    assert_eq!(found, Plan { preempt: 0, admit: 1, rows: vec![20, 10, 1, 19] });
+}
+
+#[test]
+fn a_bound_for_prompts_is_none_for_decoding() {
+    let running = [at(0, 200), at(9, 10), at(8, 9)];
+    let found = super::plan(&LIMITS, 17, Queue { running: &running, waiting: &[fresh(5)], free: 100 });
+    assert_eq!(found, Plan { preempt: 0, admit: 1, rows: vec![16, 1, 1, 1] });
+}
+
+#[test]
+fn the_load_of_a_plan_counts_who_is_left_and_who_is_new() {
+    let queue = |running, waiting, free| Queue { running, waiting, free };
+    let (running, waiting) = ([at(31, 32), at(10, 100)], [fresh(5)]);
+    let found = super::plan(&LIMITS, 45, queue(&running, &waiting, 100));
+    assert_eq!(found.rows, [1, 40, 5]);
+    let load = found.load(queue(&running, &waiting, 100));
+    assert_eq!(load, Load { decode: 1, prefill: 45, pairs: 32 + (11..=50).sum::<usize>() + 15 });
+    let tight = [at(16, 17), at(10, 11)];
+    let found = super::plan(&LIMITS, 45, queue(&tight, &[], 0));
+    assert_eq!((found.preempt, found.load(queue(&tight, &[], 0))), (1, Load { decode: 1, prefill: 0, pairs: 17 }));
 }
 
 #[test]
 fn admits_in_order_and_never_past_one_that_does_not_fit() {
-    let plan_with = |free| plan(&LIMITS, &[at(15, 16)], &[fresh(32), fresh(64), fresh(1)], free);
+    let limits = Limits { step_tokens: 200, ..LIMITS };
+    let plan_with = |free| plan(&limits, &[at(15, 16)], &[fresh(32), fresh(64), fresh(1)], free);
     assert_eq!(plan_with(100), Plan { preempt: 0, admit: 3, rows: vec![1, 32, 40, 1] });
     assert_eq!(plan_with(5), Plan { preempt: 0, admit: 1, rows: vec![1, 32] });
 }
@@ -53,8 +80,7 @@ fn a_cached_prefix_takes_only_what_nobody_holds() {
 #[test]
 fn preempts_the_youngest_until_the_older_fit() {
     let running = [at(16, 17), at(16, 17), at(10, 11)];
-    let plan = plan(&LIMITS, &running, &[fresh(1)], 0);
-    assert_eq!(plan, Plan { preempt: 2, admit: 0, rows: vec![1] });
+    assert_eq!(plan(&LIMITS, &running, &[fresh(1)], 0), Plan { preempt: 2, admit: 0, rows: vec![1] });
 }
 
 #[test]
@@ -115,13 +141,15 @@ fn carry_out(
 }
 
 proptest! {
-    /// Whatever arrives, every step stays within rows, sequences and blocks, the oldest advances, and all finish.
+    /// Whatever arrives, every step stays within rows, sequences and blocks, the oldest sequence and the oldest prompt
+    /// advance, whoever decodes has its row, and all finish.
     #[test]
     fn stays_within_bounds_and_starves_nobody(
         arrivals in prop::collection::vec((0usize..6, 1usize..60, 1usize..30), 1..20),
         max_running in 1usize..6,
         spare_rows in 0usize..20,
         prefill_chunk in 1usize..30,
+        prefill in 1usize..30,
         blocks in 12usize..30,
     ) {
         let limits = Limits { step_tokens: max_running + spare_rows, prefill_chunk, max_running, block: 8 };
@@ -142,8 +170,16 @@ proptest! {
                 break;
             }
             let oldest = running.first().or(waiting.front()).map(|job: &Job| (job.id, job.computed));
-            let plan = plan(&limits, &demands(&running), &demands(&waiting), free);
-            prop_assert!(plan.rows.iter().sum::<usize>() <= limits.step_tokens);
+            let (begun, coming) = (demands(&running), demands(&waiting));
+            let queue = Queue { running: &begun, waiting: &coming, free };
+            let plan = super::plan(&limits, prefill, queue);
+            let load = plan.load(queue);
+            prop_assert_eq!(load.rows(), plan.rows.iter().sum::<usize>());
+            prop_assert!(load.rows() <= limits.step_tokens && load.prefill <= prefill);
+            let kept = begun.iter().zip(&plan.rows);
+            prop_assert!(kept.clone().all(|(sequence, rows)| !sequence.decodes() || *rows == 1));
+            let oldest_prompt = kept.clone().find(|(sequence, _)| !sequence.decodes());
+            prop_assert!(oldest_prompt.is_none_or(|(_, rows)| *rows > 0), "the oldest prompt did not advance");
             prop_assert!(plan.rows.len() <= max_running);
             prop_assert!(plan.rows.iter().all(|rows| *rows <= prefill_chunk));
             let done = carry_out(&plan, &mut running, &mut waiting, &mut free, limits.block);

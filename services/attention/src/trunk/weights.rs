@@ -3,7 +3,7 @@
 use conclave_kernels::{Device, Ffn, Weight};
 use conclave_model::names::{self, FfnNames, LayerNames};
 use conclave_model::sizes::Part;
-use conclave_model::{Checkpoint, ModelConfig, ModelError, Progress};
+use conclave_model::{Checkpoint, Loading, ModelConfig, ModelError, Progress};
 
 use crate::AttentionError;
 
@@ -86,7 +86,7 @@ impl<D: Device> TrunkWeights<D> {
     /// # Errors
     /// Names the tensor that is missing, mis-shaped or refused by the device.
     pub fn load(device: &D, checkpoint: &Checkpoint, progress: &Progress) -> Result<Self, AttentionError> {
-        let mut loader = Loader { device, checkpoint, progress, done: 0, total: trunk_bytes(checkpoint) };
+        let mut loader = Loader { device, loading: Loading::new(checkpoint, progress, in_order(checkpoint)) };
         let config = checkpoint.config();
         Ok(Self {
             embed: loader.table(&names::embed())?,
@@ -102,15 +102,26 @@ pub(crate) fn trunk_bytes(checkpoint: &Checkpoint) -> u64 {
     checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed).map(|tensor| tensor.bytes).sum()
 }
 
+/// The trunk's tensors as they are used: layer by layer, within a layer as they lie in the files.
+fn in_order(checkpoint: &Checkpoint) -> Vec<String> {
+    let mut order = vec![names::embed()];
+    for layer in 0..checkpoint.config().layers {
+        let names = names::layer(layer);
+        let of_layer = checkpoint.tensors().filter(|tensor| tensor.name.starts_with(names.prefix()));
+        let mut tensors: Vec<_> = of_layer.filter(|tensor| tensor.part != Part::Routed).collect();
+        tensors.sort_by_key(|tensor| tensor.place);
+        order.extend(tensors.into_iter().map(|tensor| tensor.name.to_owned()));
+    }
+    order.extend([names::final_norm(), names::lm_head()]);
+    order
+}
+
 /// Per head `UKᵀ`, and per head `UV`.
 type KeysAndValues<M> = (Vec<M>, Vec<M>);
 
 struct Loader<'a, D> {
     device: &'a D,
-    checkpoint: &'a Checkpoint,
-    progress: &'a Progress,
-    done: u64,
-    total: u64,
+    loading: Loading<'a>,
 }
 
 impl<D: Device> Loader<'_, D> {
@@ -142,14 +153,14 @@ impl<D: Device> Loader<'_, D> {
     /// `[n · (dn + dv), r]` → per head the key part, transposed, and the value part (MODEL §2, row layouts).
     fn split_heads(&mut self, name: &str) -> Result<KeysAndValues<D::Matrix>, AttentionError> {
         let (heads, nope, value) = (self.config().heads, self.config().qk_nope, self.config().v_head);
-        let whole = self.checkpoint.weight(name)?;
+        let whole = self.loading.weight(name)?;
         let (mut uk, mut uv) = (Vec::with_capacity(heads), Vec::with_capacity(heads));
         for head in 0..heads {
             let first = head * (nope + value);
             uk.push(self.load(name, Weight { transposed: true, ..rows_of(&whole, first, nope) })?);
             uv.push(self.load(name, rows_of(&whole, first + nope, value))?);
         }
-        self.taken_over(name, whole.data.len());
+        self.loading.taken_over(name);
         Ok((uk, uv))
     }
 
@@ -171,38 +182,29 @@ impl<D: Device> Loader<'_, D> {
     }
 
     fn matrix(&mut self, name: &str) -> Result<D::Matrix, AttentionError> {
-        let weight = self.checkpoint.weight(name)?;
+        let weight = self.loading.weight(name)?;
         let matrix = self.load(name, weight)?;
-        self.taken_over(name, weight.data.len());
+        self.loading.taken_over(name);
         Ok(matrix)
     }
 
     fn table(&mut self, name: &str) -> Result<D::Table, AttentionError> {
-        let weight = self.checkpoint.weight(name)?;
+        let weight = self.loading.weight(name)?;
         let table = self.device.load_table(weight).map_err(AttentionError::device(name))?;
-        self.taken_over(name, weight.data.len());
+        self.loading.taken_over(name);
         Ok(table)
     }
 
     fn vector(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
-        let vector = self.checkpoint.vector(name)?;
-        let bytes = self.checkpoint.weight(name)?.data.len();
-        self.taken_over(name, bytes);
-        Ok(vector)
+        self.loading.vector(name)
     }
 
     fn load(&self, name: &str, weight: Weight<'_>) -> Result<D::Matrix, AttentionError> {
         self.device.load_matrix(weight).map_err(AttentionError::device(name))
     }
 
-    fn taken_over(&mut self, name: &str, bytes: usize) {
-        self.checkpoint.release(name);
-        self.done += bytes as u64;
-        self.progress.report(self.done, self.total);
-    }
-
     fn config(&self) -> &ModelConfig {
-        self.checkpoint.config()
+        self.loading.checkpoint().config()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tokens and logprobs depend on the request alone.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::common::{
     Answer, Experts, Fixture, MOE, checkpoint, cpu, prompt, reference, request, sampled, start, start_on, trunk,
@@ -98,6 +99,8 @@ async fn a_batch_gives_what_each_request_gives_alone() {
         (config.step_tokens, config.max_running, config.prefill_chunk) = (7, 5, 6);
     };
     assert!(start(crowded).answers(&requests()).await == alone, "few rows a step");
+    let hurried = start(|config| config.step_target = Duration::ZERO);
+    assert!(hurried.answers(&requests()).await == alone, "as few rows of prompts a step as can be");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! An attention service with its device type forgotten, and its flags.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -42,6 +42,10 @@ pub struct AttentionArgs {
     /// Tokens of one prompt in one step at most.
     #[arg(long, env = "CONCLAVE_PREFILL_CHUNK", value_name = "TOKENS", default_value = "512")]
     pub prefill_chunk: usize,
+    /// Time of a step, in milliseconds, while sequences decode: as many prompt tokens go along as are expected to fit into
+    /// it, at least 64.
+    #[arg(long, env = "CONCLAVE_STEP_TARGET", value_name = "MS", default_value = "250")]
+    pub step_target: u64,
 }
 
 impl AttentionArgs {
@@ -54,6 +58,7 @@ impl AttentionArgs {
             max_waiting: self.max_waiting,
             step_tokens: self.step_tokens.max(self.max_running),
             prefill_chunk: self.prefill_chunk,
+            step_target: Duration::from_millis(self.step_target),
             context_limit: context.map(|limit| limit as usize),
             allowed_tokens: allowed,
             ..AttentionConfig::new(InstanceId(instance.to_owned()))

@@ -44,6 +44,8 @@ pub struct TensorInfo<'a> {
     pub bytes: u64,
     /// Part of the model.
     pub part: Part,
+    /// Where it begins: number of the file, first byte.
+    pub place: (usize, u64),
 }
 
 impl Checkpoint {
@@ -127,6 +129,19 @@ impl Checkpoint {
         Ok(floats(location.dtype, self.bytes(location)))
     }
 
+    /// Bytes of a tensor in its file.
+    pub(crate) fn bytes_of(&self, name: &str) -> Option<u64> {
+        self.tensors.get(name).map(|at| at.bytes)
+    }
+
+    /// Has a tensor read from storage, without waiting for it.
+    pub(crate) fn will_need(&self, name: &str) {
+        let asked = self.location(name).map(|at| self.maps[at.shard].will_need(at.begin, at.bytes));
+        if let Ok(Err(error)) = asked {
+            tracing::debug!(tensor = name, %error, "not read ahead");
+        }
+    }
+
     /// Gives back the memory of a tensor's mapped pages, once a device has taken it over. A later read finds the same.
     pub fn release(&self, name: &str) {
         let released = self.location(name).map(|at| self.maps[at.shard].release(at.begin, at.bytes));
@@ -143,6 +158,7 @@ impl Checkpoint {
             shape: &at.shape,
             bytes: at.bytes,
             part: at.part,
+            place: (at.shard, at.begin),
         })
     }
 

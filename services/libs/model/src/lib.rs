@@ -7,6 +7,7 @@ mod files;
 mod fingerprint;
 mod generation;
 mod json;
+mod loading;
 mod location;
 mod memory;
 pub mod names;
@@ -28,6 +29,7 @@ pub use config::{BlockQuantization, ConfigError, GateMethod, ModelConfig, ModelK
 pub use error::ModelError;
 pub use generation::GenerationDefaults;
 pub use json::JsonError;
+pub use loading::Loading;
 pub use memory::{AvailableMemory, available_memory};
 pub use progress::Progress;
 pub use rotary::{Rotary, rotary};

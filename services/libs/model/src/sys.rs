@@ -9,7 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
 
 /// A file mapped for reading.
 ///
@@ -30,6 +30,14 @@ impl Mapping {
     /// Bytes `[begin, begin + count)` of the file.
     pub(crate) fn bytes(&self, begin: u64, count: u64) -> &[u8] {
         &self.0[begin as usize..(begin + count) as usize]
+    }
+
+    /// Has `[begin, begin + count)` read into the system's page cache, without waiting for it.
+    pub(crate) fn will_need(&self, begin: u64, count: u64) -> io::Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        self.0.advise_range(Advice::WillNeed, begin as usize, count as usize)
     }
 
     /// Gives back the memory that holds the pages of `[begin, begin + count)`; they are read again when next used.

@@ -149,7 +149,10 @@ impl Bench {
     }
 
     /// Waits until what was given up is out of the way: it ends with the step that it is in.
-    async fn settle(&mut self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the target does not answer.
+    pub async fn settle(&mut self) -> Result<()> {
         self.streams(Shape { streams: 1, prompt: 1, tokens: 1 }, Instant::now() + SETTLE).await.map(drop)
     }
 
@@ -181,7 +184,7 @@ impl Bench {
     }
 
     /// Greedy, past any end of sequence.
-    fn request(&mut self, prompt: usize, tokens: usize) -> GenerateRequest {
+    pub fn request(&mut self, prompt: usize, tokens: usize) -> GenerateRequest {
         GenerateRequest {
             prompt: Some(target::tokens(self.prompts.draw(prompt))),
             sampling: Some(SamplingOptions { temperature: Some(0.0), ..SamplingOptions::default() }),
@@ -204,16 +207,39 @@ fn skipped<const N: usize>(names: &[String; N], units: [Unit; N], why: &str) -> 
 }
 
 /// When each token of a request arrived; fewer than asked for when the time is over.
-async fn arrivals(target: &Target, request: GenerateRequest, start: Instant, deadline: Instant) -> Result<Vec<f64>> {
+///
+/// # Errors
+/// When it is refused or fails.
+pub async fn arrivals(
+    target: &Target,
+    request: GenerateRequest,
+    start: Instant,
+    deadline: Instant,
+) -> Result<Vec<f64>> {
     let mut times = Vec::new();
-    let Ok(events) = timeout_at(deadline, target.generate(request)).await else { return Ok(times) };
+    each_arrival(target, request, start, deadline, |seconds| times.push(seconds)).await?;
+    Ok(times)
+}
+
+/// Tells of each token of a request, at how many seconds after `start` it arrived, until `deadline`.
+///
+/// # Errors
+/// When it is refused or fails.
+pub async fn each_arrival(
+    target: &Target,
+    request: GenerateRequest,
+    start: Instant,
+    deadline: Instant,
+    mut arrived: impl FnMut(f64),
+) -> Result<()> {
+    let Ok(events) = timeout_at(deadline, target.generate(request)).await else { return Ok(()) };
     let mut events = events?;
     while let Ok(Some(event)) = timeout_at(deadline, events.next()).await {
         if let Some(Event::Delta(delta)) = event?.event {
-            times.extend(delta.tokens.iter().map(|_| start.elapsed().as_secs_f64()));
+            delta.tokens.iter().for_each(|_| arrived(start.elapsed().as_secs_f64()));
         }
     }
-    Ok(times)
+    Ok(())
 }
 
 #[cfg(test)]

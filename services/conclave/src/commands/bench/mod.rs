@@ -4,6 +4,7 @@ mod hops;
 mod limits;
 mod machine;
 mod measure;
+mod mixed;
 mod profile;
 mod profiled;
 mod progress;
@@ -36,6 +37,9 @@ Prompts are random token ids, the same in every run; decoding is greedy and goes
   prefill      prompt tokens by the time from the request to its first token
   decode       tokens of all streams by the time during which all of them decode, no prefill in it;
                below it the time from one token of a stream to its next
+  mixed        streams decode while prompts arrive, as fast as they could be computed alone: the time from one
+               token of a stream to its next, in times of one prefill chunk alone; the time that the same prompts
+               and the same output would take one after the other, by the time that they took together
   layer call   one row through one MoE layer of the model, from the gate logits to the sum
   hop          the same for a tiny model, so that little but the way is left. In process; embedded: dispatch
                beside the caller, the shard behind gRPC (two hops); through a router: both behind gRPC (four).
@@ -97,6 +101,8 @@ pub struct BenchArgs {
     /// Decode steps of each measurement.
     #[arg(long, env = "CONCLAVE_BENCH_TOKENS", value_name = "TOKENS", default_value = "32")]
     pub tokens: usize,
+    #[command(flatten)]
+    pub mixed: mixed::MixedArgs,
     /// Repetitions of each measurement.
     #[arg(long, env = "CONCLAVE_BENCH_REPEAT", value_name = "N", default_value = "3")]
     pub repeat: usize,
@@ -145,6 +151,8 @@ impl BenchArgs {
             ("--batch", self.batch.iter().min()),
             ("--context", Some(&self.context)),
             ("--tokens", Some(&self.tokens)),
+            ("--mixed-streams", Some(&self.mixed.mixed_streams)),
+            ("--mixed-prompts", Some(&self.mixed.mixed_prompts)),
             ("--repeat", Some(&self.repeat)),
         ];
         if let Some((flag, _)) = positive.iter().find(|(_, least)| *least == Some(&0)) {

@@ -18,7 +18,7 @@ pub enum Unit {
     /// More is better.
     #[serde(rename = "tok/s")]
     TokensPerSecond,
-    /// Less is better, as for all below.
+    /// Less is better, as for all below but the last.
     #[serde(rename = "s")]
     Seconds,
     /// Of a second.
@@ -30,6 +30,9 @@ pub enum Unit {
     /// Of memory.
     #[serde(rename = "GiB")]
     Gibibytes,
+    /// A ratio.
+    #[serde(rename = "x")]
+    Times,
 }
 
 impl Unit {
@@ -41,6 +44,7 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Microseconds => "µs",
             Self::Gibibytes => "GiB",
+            Self::Times => "x",
         }
     }
 
@@ -51,7 +55,7 @@ impl Unit {
             Self::Seconds => seconds,
             Self::Milliseconds => seconds * 1e3,
             Self::Microseconds => seconds * 1e6,
-            Self::Gibibytes => return None,
+            Self::Gibibytes | Self::Times => return None,
         })
     }
 }

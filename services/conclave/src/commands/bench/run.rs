@@ -20,6 +20,7 @@ use super::{
     limits::Costs,
     machine::{self, Limits, Machine},
     measure::{Bench, Shape},
+    mixed,
     profile::{self, Profile, Wanted},
     profiled::{Profiled, Recorder, Step},
     progress::Progress,
@@ -96,9 +97,7 @@ async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, isa: Isa, mach
 
 async fn profile(args: &BenchArgs, bench: &mut Bench, recorder: &Recorder) -> Result<[(String, Step); 2]> {
     bench.progress.begin("profile", 1);
-    let attention = &args.attention;
-    // Within one step, and within the longest context.
-    let chunk = attention.prefill_chunk.min(attention.step_tokens).min(bench.context_limit.saturating_sub(1));
+    let chunk = chunk(args, bench);
     profile::run(bench, recorder, Wanted { chunk, context: args.context, tokens: args.tokens }).await
 }
 
@@ -189,7 +188,17 @@ async fn throughput(args: &BenchArgs, bench: &mut Bench) -> Result<Vec<Figure>> 
     if args.long_context > 0 {
         figures.extend(bench.decode(1, args.long_context, args.tokens).await?);
     }
+    if args.mixed.mixed {
+        let sizes = mixed::Sizes { chunk: chunk(args, bench), context: args.context, steps: args.tokens };
+        figures.extend(mixed::measure(bench, &args.mixed, sizes).await?);
+    }
     Ok(figures)
+}
+
+/// Tokens of a prefill chunk: within one step, and within the longest context.
+fn chunk(args: &BenchArgs, bench: &Bench) -> usize {
+    let attention = &args.attention;
+    attention.prefill_chunk.min(attention.step_tokens).min(bench.context_limit.saturating_sub(1))
 }
 
 fn calls(args: &BenchArgs, calls: usize) -> Calls {
@@ -267,7 +276,8 @@ mod tests {
     /// Small in everything.
     fn args(more: &[&str]) -> BenchArgs {
         let small = "bench --device cpu --isa portable --threads 1 --prefill 8,4096 --batch 1,2 --context 8 \
-                     --long-context 0 --tokens 4 --repeat 2 --limit 60";
+                     --long-context 0 --tokens 4 --repeat 2 --limit 60 --mixed --mixed-streams 3 --mixed-prompts 4 \
+                     --mixed-lengths 20-200";
         Command::parse_from(small.split_whitespace().chain(more.iter().copied())).bench
     }
 
@@ -286,6 +296,9 @@ mod tests {
         }
         for name in ["decode 2 streams, context 8: token p99", "hop, embedded", "hop, through a router"] {
             assert_eq!(samples(&report, name), 2, "{name}");
+        }
+        for name in ["gap max, in chunks", "time of both alone by time", "time to first token"] {
+            assert_eq!(samples(&report, &format!("mixed, 3 streams and 4 prompts: {name}")), 2, "{name}");
         }
         assert_eq!((samples(&report, "ready"), samples(&report, "peak memory")), (1, 1));
         let decode = report.figures.iter().find(|figure| figure.name == "decode 1 stream, context 8").unwrap();

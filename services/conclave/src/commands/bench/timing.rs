@@ -1,5 +1,7 @@
 //! From the arrival times of tokens to rates.
 
+use std::ops::Range;
+
 /// Seconds at which each token of each stream arrived.
 pub type Arrivals = Vec<Vec<f64>>;
 
@@ -34,6 +36,34 @@ pub fn steady(streams: &[Vec<f64>]) -> Option<Steady> {
     (!streams.is_empty()).then_some(steady)
 }
 
+/// What streams did while prompts arrived.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mixture {
+    /// Tokens a second of all streams together, before.
+    pub before: f64,
+    /// Seconds between a token and the next of the same stream.
+    pub gaps: Vec<f64>,
+    /// Tokens of the streams.
+    pub tokens: usize,
+    /// For so long.
+    pub seconds: f64,
+}
+
+/// Looks at streams that decode before and within `window`, and a little longer. `None` where they did not.
+pub fn mixture(streams: &[Vec<f64>], window: &Range<f64>) -> Option<Mixture> {
+    let until = |end: f64| move |times: &Vec<f64>| times.iter().copied().filter(|time| *time <= end).collect();
+    let before: Arrivals = streams.iter().map(until(window.start)).collect();
+    let within = |time: &f64| window.start < *time && *time <= window.end;
+    let touches = |pair: &&[f64]| pair[1] > window.start && pair[0] < window.end;
+    let gaps = |times: &Vec<f64>| times.windows(2).filter(touches).map(|pair| pair[1] - pair[0]).collect::<Vec<_>>();
+    Some(Mixture {
+        before: steady(&before)?.rate,
+        gaps: streams.iter().flat_map(gaps).collect(),
+        tokens: streams.iter().flatten().filter(|time| within(time)).count(),
+        seconds: window.end - window.start,
+    })
+}
+
 fn max(a: f64, b: &f64) -> f64 {
     a.max(*b)
 }
@@ -62,6 +92,16 @@ mod tests {
         assert!((found.rate - 20.0).abs() < 1e-9, "{found:?}");
         assert_eq!(found.gaps.len(), 6);
         assert_eq!(found.middle, (3.5 + 1.5) / 2.0);
+    }
+
+    #[test]
+    fn a_mixture_counts_what_happens_while_prompts_are_there() {
+        let first = vec![1.0, 1.5, 2.0, 3.0, 5.0, 5.5, 6.0];
+        let second = vec![1.0, 1.5, 2.0, 3.5, 5.0, 5.5];
+        let found = mixture(&[first, second], &(2.25..5.25)).unwrap();
+        assert_eq!((found.before, found.tokens, found.seconds), (4.0, 4, 3.0));
+        assert_eq!(found.gaps, [1.0, 2.0, 0.5, 1.5, 1.5, 0.5]);
+        assert_eq!(mixture(&[vec![1.0, 3.0]], &(2.0..4.0)), None, "no two tokens before");
     }
 
     #[test]

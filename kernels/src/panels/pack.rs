@@ -1,0 +1,183 @@
+//! Filling panels.
+#![allow(unsafe_code)]
+
+use super::{Element, PAIRS, STEPS, WIDTH, read_bf16, read_f32};
+use crate::{Dtype, Weight};
+
+/// Steps along the inner dimension that are packed at a time, so that what is written stays in the nearest cache.
+const STRIP: usize = 128;
+
+/// Packs the outputs from `first` on into a zeroed panel.
+pub(super) fn panel<T: Element>(weight: Weight<'_>, first: usize, to: &mut [T]) {
+    let used = WIDTH.min(weight.shape().0 - first);
+    match (weight.dtype, weight.transposed) {
+        (Dtype::F32, true) => across(weight, first..first + used, to, read_f32),
+        (Dtype::Bf16, true) => across(weight, first..first + used, to, read_bf16),
+        (Dtype::F32, false) => along(rows(weight, first, used), weight.cols, 0, to, read_f32),
+        (Dtype::Bf16, false) => {
+            let rows = rows(weight, first, used);
+            let done = if used == WIDTH { T::transpose(rows, to) } else { 0 };
+            along(rows, weight.cols, done, to, read_bf16);
+        }
+    }
+}
+
+/// `[used][cols]` as stored.
+fn rows<const SIZE: usize>(weight: Weight<'_>, first: usize, used: usize) -> &[[u8; SIZE]] {
+    &weight.data.as_chunks().0[first * weight.cols..][..used * weight.cols]
+}
+
+/// From rows that are steps.
+fn across<T: Element, const SIZE: usize>(
+    weight: Weight<'_>,
+    outputs: std::ops::Range<usize>,
+    to: &mut [T],
+    read: impl Fn(&[u8; SIZE]) -> T,
+) {
+    for (step, row) in weight.data.as_chunks().0.chunks_exact(weight.cols).enumerate() {
+        let to = to[step / 2 * PAIRS + step % 2..].iter_mut().step_by(2);
+        to.zip(&row[outputs.clone()]).for_each(|(to, from)| *to = read(from));
+    }
+}
+
+/// From rows that are outputs, of `cols` steps, the first `done` of which (an even number) are packed already.
+fn along<T: Element, const SIZE: usize>(
+    rows: &[[u8; SIZE]],
+    cols: usize,
+    done: usize,
+    to: &mut [T],
+    read: impl Fn(&[u8; SIZE]) -> T,
+) {
+    for (strip, to) in to[WIDTH * done..].chunks_mut(WIDTH * STRIP).enumerate() {
+        for (output, row) in rows.chunks_exact(cols.max(1)).enumerate() {
+            let row = row.get(done + strip * STRIP..).unwrap_or_default();
+            for (to, pair) in to.chunks_exact_mut(PAIRS).zip(row.chunks(2)) {
+                to[2 * output..].iter_mut().zip(pair).for_each(|(to, from)| *to = read(from));
+            }
+        }
+    }
+}
+
+/// Packs the first steps of `rows [16][cols]`, a multiple of [`STEPS`], where the processor has AVX2; how many.
+///
+/// A pair of steps is 32 bits: a panel is the transpose of sixteen rows of them.
+pub(super) fn transpose(rows: &[[u8; 2]], to: &mut [u16]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        let cols = rows.len() / WIDTH;
+        let steps = cols - cols % STEPS;
+        assert!(to.len() >= steps * WIDTH && to.as_ptr().cast::<avx2::Line>().is_aligned(), "an aligned panel");
+        // SAFETY: the processor has AVX2; `rows` has sixteen rows of `cols` elements, of which `steps` are read; `to` has
+        // room for them and is aligned as its lines are.
+        unsafe { avx2::transpose(rows.as_ptr().cast(), cols * 2, steps, to.as_mut_ptr().cast()) };
+        return steps;
+    }
+    let _ = (rows, to);
+    0
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{
+        __m256i, _MM_HINT_T0, _mm_prefetch, _mm_sfence, _mm256_loadu_si256, _mm256_permute2x128_si256,
+        _mm256_stream_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32,
+        _mm256_unpacklo_epi64,
+    };
+
+    use super::{STEPS, WIDTH};
+
+    /// A pair of steps of sixteen outputs.
+    #[repr(align(64))]
+    pub(super) struct Line(#[expect(dead_code, reason = "written through its halves")] [u8; 64]);
+
+    /// Sixteen rows of `steps` steps (a multiple of [`STEPS`]), `stride` bytes apart, become `to [steps / 2]`.
+    ///
+    /// Whole lines are written past the caches: they are next read when the model is, and reading them first would
+    /// take bandwidth.
+    ///
+    /// # Safety
+    /// AVX2; sixteen readable rows; room for the lines.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn transpose(rows: *const u8, stride: usize, steps: usize, to: *mut Line) {
+        const BYTES: usize = 2 * STEPS;
+        for step in (0..steps).step_by(STEPS) {
+            for row in 0..WIDTH {
+                // A prefetch reads nothing, wherever it points.
+                let next = rows.wrapping_add(row * stride + step * 2 + BYTES);
+                _mm_prefetch::<_MM_HINT_T0>(next.cast());
+            }
+            for half in 0..2 {
+                // SAFETY: half a tile of steps that are there, in each of the rows.
+                let (low, high) = unsafe {
+                    let from = rows.add(step * 2 + half * BYTES / 2);
+                    (transpose_eight(from, stride), transpose_eight(from.add(8 * stride), stride))
+                };
+                for (pair, (low, high)) in low.into_iter().zip(high).enumerate() {
+                    // SAFETY: there is room for the line, and lines are aligned.
+                    unsafe {
+                        let line = to.add(step / 2 + half * 8 + pair).cast::<__m256i>();
+                        _mm256_stream_si256(line, low);
+                        _mm256_stream_si256(line.add(1), high);
+                    }
+                }
+            }
+        }
+        // So that whoever learns that this is done sees the lines.
+        _mm_sfence();
+    }
+
+    /// Eight rows of eight 32-bit units become eight columns.
+    ///
+    /// # Safety
+    /// AVX2; 32 readable bytes in each row.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn transpose_eight(from: *const u8, stride: usize) -> [__m256i; 8] {
+        // SAFETY: the caller's promise.
+        let row = |index: usize| unsafe { _mm256_loadu_si256(from.add(index * stride).cast()) };
+        let twos = [0, 2, 4, 6].map(|index| {
+            let (a, b) = (row(index), row(index + 1));
+            [_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)]
+        });
+        let fours = [0, 2].map(|index| {
+            let ([a, b], [c, d]) = (twos[index], twos[index + 1]);
+            [
+                _mm256_unpacklo_epi64(a, c),
+                _mm256_unpackhi_epi64(a, c),
+                _mm256_unpacklo_epi64(b, d),
+                _mm256_unpackhi_epi64(b, d),
+            ]
+        });
+        std::array::from_fn(|column| {
+            let (a, b) = (fours[0][column % 4], fours[1][column % 4]);
+            if column < 4 { _mm256_permute2x128_si256::<0x20>(a, b) } else { _mm256_permute2x128_si256::<0x31>(a, b) }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Panels of all sizes, aligned as those of weights are.
+    #[repr(align(64))]
+    struct Aligned([u16; WIDTH * 160]);
+
+    #[test]
+    fn the_fast_way_gives_the_bits_of_the_plain_one() {
+        for cols in [1, 31, 32, 33, 64, 100, 127, 160] {
+            for skew in 0..3 {
+                let bytes: Vec<u8> =
+                    (0..WIDTH * cols * 2 + skew).map(|index| ((index * 2_654_435_761) >> 11) as u8).collect();
+                let stored: &[[u8; 2]] = bytes[skew..].as_chunks().0;
+                let (mut fast, mut plain) = (Aligned([0; _]), Aligned([0; _]));
+                let room = WIDTH * cols.next_multiple_of(STEPS);
+                let done = transpose(stored, &mut fast.0[..room]);
+                assert!(done <= cols && done.is_multiple_of(2));
+                along(stored, cols, done, &mut fast.0[..room], read_bf16);
+                along(stored, cols, 0, &mut plain.0[..room], read_bf16);
+                assert!(fast.0 == plain.0, "{cols} steps, {skew} bytes off");
+            }
+        }
+    }
+}
