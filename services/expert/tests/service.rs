@@ -111,8 +111,12 @@ async fn cells_come_and_go_while_serving() {
     let service = start(ExpertConfig::new("a"), reference(), &checkpoint, &[2]);
     let mut held = service.held();
     let bytes = service.status().cells[0].bytes;
-    let (gate_and_up, down) = (2 * 16 * 32, 32 * 8);
-    assert_eq!(bytes, 2 * 4 * (gate_and_up + down) * 2, "two layers of four experts, outputs padded to 16, as bf16");
+    let (gate_and_up, down) = (2 * 16 * 32, 32 * 32);
+    assert_eq!(
+        bytes,
+        2 * 4 * (gate_and_up + down) * 2,
+        "two layers of four experts, padded to 16 outputs and 32 inputs, as bf16"
+    );
     assert_eq!(service.load_cells(cells(&[4, 2])).await.unwrap(), cells(&[2, 4]));
     assert_eq!(*held.borrow_and_update(), cells(&[2, 4]));
     assert!(service.run(batch(Dtype::F32, 1, 3, 4)).await.error.is_none());

@@ -321,35 +321,35 @@ mod tests {
     #[test]
     fn operations_are_noted_step_by_step_when_asked_for() {
         let (device, recorder) = device();
-        let w = matrix(&device, 32, 8);
-        device.linear(&[1.0; 16], &w, &mut [0.0; 64]);
+        let w = matrix(&device, 32, 32);
+        device.linear(&[1.0; 64], &w, &mut [0.0; 64]);
         recorder.start();
         embed(&device, 2);
-        device.linear(&[1.0; 16], &w, &mut [0.0; 64]);
-        device.linear(&[1.0; 8], &w, &mut [0.0; 32]);
+        device.linear(&[1.0; 64], &w, &mut [0.0; 64]);
+        device.linear(&[1.0; 32], &w, &mut [0.0; 32]);
         embed(&device, 1);
         let steps = recorder.stop();
-        device.linear(&[1.0; 8], &w, &mut [0.0; 32]);
+        device.linear(&[1.0; 32], &w, &mut [0.0; 32]);
         assert!(recorder.stop().is_empty());
 
         assert_eq!(steps.iter().map(|step| step.rows).collect::<Vec<_>>(), [2, 1]);
         let names: Vec<String> = steps[0].operations.keys().map(Operation::to_string).collect();
-        assert_eq!((names, steps[1].operations.len()), (vec!["embed".into(), "linear 32x8".into()], 1));
+        assert_eq!((names, steps[1].operations.len()), (vec!["embed".into(), "linear 32x32".into()], 1));
         let (_, linear) = steps[0].operations.last_key_value().unwrap();
         assert_eq!(linear.calls, 2);
-        assert_eq!(linear.work, Work { bytes: 2.0 * 32.0 * 8.0 * 4.0, flops: 2.0 * 3.0 * 32.0 * 8.0 });
+        assert_eq!(linear.work, Work { bytes: 2.0 * 32.0 * 32.0 * 4.0, flops: 2.0 * 3.0 * 32.0 * 32.0 });
         assert!(linear.seconds > 0.0 && linear.seconds < steps[0].seconds);
     }
 
     #[test]
     fn only_experts_with_rows_are_read() {
         let (device, _) = device();
-        let ffn = || Ffn { gate: matrix(&device, 16, 32), up: matrix(&device, 16, 32), down: matrix(&device, 32, 16) };
+        let ffn = || Ffn { gate: matrix(&device, 64, 32), up: matrix(&device, 64, 32), down: matrix(&device, 32, 64) };
         let (used, idle) = (ffn(), ffn());
         let rows = |ffn, rows, weights| ExpertRows { ffn, rows, weights, slots: rows };
         let (operation, work) = device.grouped(&[rows(&used, &[0, 1], &[1.0; 2]), rows(&idle, &[], &[])]);
-        assert_eq!(operation.to_string(), "grouped_ffn 16x32");
-        let elements = 3.0 * 16.0 * 32.0;
+        assert_eq!(operation.to_string(), "grouped_ffn 64x32");
+        let elements = 3.0 * 64.0 * 32.0;
         assert_eq!(work, Work { bytes: elements * 4.0, flops: 2.0 * 2.0 * elements });
     }
 
