@@ -253,6 +253,17 @@ fn what_is_written_reads_back() {
 }
 
 /// A value as a broken or hostile file may hold it.
+#[test]
+fn numbers_come_back_to_the_last_bit() {
+    // The nearest double has a shortest decimal that a hasty parser reads as its neighbour.
+    let theta = 918_545_305_477_421_633_u64;
+    let mut config = v2();
+    config["rope_theta"] = theta.into();
+    let config = parse(&config).unwrap();
+    assert_eq!(config.rope_theta, theta as f64);
+    assert_eq!(ModelConfig::parse(config.to_json().as_bytes()).unwrap(), config);
+}
+
 fn any_value() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(Value::Null),
