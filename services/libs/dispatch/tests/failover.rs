@@ -84,6 +84,23 @@ async fn once_the_speed_is_known_a_hang_is_noticed_sooner() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shard_that_is_at_other_work_and_says_so_does_not_hang() {
+    let cluster = two_replicas().await;
+    for (mood, hung) in [(Mood::Queued(Duration::from_secs(4)), false), (Mood::Slow(Duration::from_secs(4)), true)] {
+        cluster.shard("a").set(Mood::Slow(Duration::from_millis(2)));
+        for step in 0..10 {
+            cluster.dispatcher.call(MoeInput { step, ..input(100, 1) }).await.unwrap();
+        }
+        cluster.shard("a").set(mood);
+        cluster.shard("b").set(Mood::Gone);
+        let started = Instant::now();
+        cluster.dispatcher.call(input(100, 1)).await.unwrap();
+        assert_eq!(started.elapsed().as_secs(), 4, "its answer is waited for");
+        assert_eq!(cluster.metric("conclave_dispatch_retries_total") > 0.0, hung, "{mood:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn slow_calls_are_hedged_but_only_two_in_a_hundred() {
     let cluster = two_replicas().await;
     let (quick, slow) = (Mood::Slow(Duration::from_millis(1)), Mood::Slow(Duration::from_millis(900)));
@@ -127,7 +144,7 @@ async fn a_budget_ends_the_wait_for_a_replica_and_still_names_the_cell() {
     input.budget_us = 500_000;
     let started = Instant::now();
     let error = cluster.dispatcher.call(input).await.unwrap_err();
-    assert!(matches!(error, MoeError::NoReplica { .. }), "{error}");
+    assert!(matches!(error, MoeError::NoReplica { waited_ms: 500, .. }), "{error}");
     assert_eq!(started.elapsed().as_millis(), 500);
 }
 
