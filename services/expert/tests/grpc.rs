@@ -207,7 +207,7 @@ async fn a_shard_is_managed_over_grpc() {
 #[tokio::test]
 async fn work_that_waits_is_not_forgotten_and_its_caller_is_told() {
     let (_dir, checkpoint) = checkpoint();
-    let config = ExpertConfig { sign_every: Duration::from_millis(5), ..ExpertConfig::new("a") };
+    let config = ExpertConfig { sign_every: Duration::from_millis(5), queue_rows: 1 << 20, ..ExpertConfig::new("a") };
     let service = start(config, reference(), &checkpoint, &ALL);
     let running = serve_shard(&service);
     let record = member("a", &running.address, &ALL, "");

@@ -156,7 +156,7 @@ async fn a_handshake_with_somebody_else_is_refused_and_tcp_is_what_remains() {
 #[tokio::test]
 async fn work_that_waits_is_not_forgotten_and_its_caller_is_told() {
     let (_dir, checkpoint) = checkpoint();
-    let config = ExpertConfig { sign_every: Duration::from_millis(5), ..ExpertConfig::new("a") };
+    let config = ExpertConfig { sign_every: Duration::from_millis(5), queue_rows: 1 << 20, ..ExpertConfig::new("a") };
     let service = start(config, reference(), &checkpoint, &ALL);
     let running = serve_shard("a", &service);
     let link = shards(&checkpoint).connect(&running.on(member("a", NOWHERE, &ALL, ""))).await.unwrap();

@@ -210,7 +210,7 @@ pub(crate) async fn dispatch<D: Device>(
 
 /// A row that waits behind batches that take long, at a shard that gives a sign every few milliseconds.
 pub(crate) async fn a_queued_batch_gets_signs_of_life(link: Arc<dyn ShardLink>) {
-    let ahead: Vec<_> = (0..3)
+    let ahead: Vec<_> = (0..40)
         .map(|step| {
             let (link, large) = (link.clone(), batch(Dtype::F32, step, 4096, 0));
             tokio::spawn(async move { link.compute(large).await })

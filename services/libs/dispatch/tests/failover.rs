@@ -86,18 +86,20 @@ async fn once_the_speed_is_known_a_hang_is_noticed_sooner() {
 #[tokio::test(start_paused = true)]
 async fn a_shard_that_is_at_other_work_and_says_so_does_not_hang() {
     let cluster = two_replicas().await;
-    for (mood, hung) in [(Mood::Queued(Duration::from_secs(4)), false), (Mood::Slow(Duration::from_secs(4)), true)] {
+    let mut retries = Vec::new();
+    for mood in [Mood::Slow(Duration::from_secs(4)), Mood::Queued(Duration::from_secs(4))] {
+        cluster.shard("b").set(Mood::Gone);
         cluster.shard("a").set(Mood::Slow(Duration::from_millis(2)));
         for step in 0..10 {
             cluster.dispatcher.call(MoeInput { step, ..input(100, 1) }).await.unwrap();
         }
         cluster.shard("a").set(mood);
-        cluster.shard("b").set(Mood::Gone);
         let started = Instant::now();
         cluster.dispatcher.call(input(100, 1)).await.unwrap();
         assert_eq!(started.elapsed().as_secs(), 4, "its answer is waited for");
-        assert_eq!(cluster.metric("conclave_dispatch_retries_total") > 0.0, hung, "{mood:?}");
+        retries.push(cluster.metric("conclave_dispatch_retries_total"));
     }
+    assert!(retries[0] >= 1.0 && retries[1] == retries[0], "{retries:?}: silent, then with signs of life");
 }
 
 #[tokio::test(start_paused = true)]
