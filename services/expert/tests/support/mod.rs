@@ -210,9 +210,18 @@ pub(crate) async fn dispatch<D: Device>(
 
 /// A row that waits behind batches that take long, at a shard that gives a sign every few milliseconds.
 pub(crate) async fn a_queued_batch_gets_signs_of_life(link: Arc<dyn ShardLink>) {
-    let ahead: Vec<_> = (0..40)
+    let ahead: Vec<_> = (0..10)
         .map(|step| {
-            let (link, large) = (link.clone(), batch(Dtype::F32, step, 4096, 0));
+            // As many experts a row as the model has: more to compute than to send.
+            let link = link.clone();
+            let large = ExpertBatch {
+                groups: vec![0, 1],
+                experts: (0..6).collect(),
+                counts: vec![4096; 6],
+                row_index: (0..6).flat_map(|_| 0..4096).collect(),
+                weights: vec![1.0; 6 * 4096],
+                ..batch(Dtype::F32, step, 4096, 0)
+            };
             tokio::spawn(async move { link.compute(large).await })
         })
         .collect();
