@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measures Conclave on this machine: in one process, then as a cluster of real processes with dispatch in a router and
-# embedded in attention, each beside its ratio to the one process. Results are written to target/bench as JSON.
+# embedded in attention, over the sockets of members of one host and over loopback TCP, each beside its ratio to the one
+# process. Results are written to target/bench as JSON.
 #
 # usage: deploy/bench.sh [MODEL] [FLAGS OF conclave bench...]
 #   MODEL: a checkpoint; by default target/bench/lite6 (V2-Lite's layers, six of them, 6.3 GB), made if it is missing
@@ -16,6 +17,7 @@ model=${1:-$out/lite6}
 shift || true
 mkdir -p "$out"
 cluster=
+declare -A transport=([auto]=same-host [off]=tcp)
 
 made() { # made MODEL SYNTH-FLAGS...: makes a checkpoint if it is missing
     local dir=$1
@@ -39,13 +41,13 @@ stop_cluster() {
 }
 trap stop_cluster EXIT
 
-start_cluster() { # start_cluster MODEL DISPATCH: sets grpc and pids
+start_cluster() { # start_cluster MODEL DISPATCH SAME-HOST: sets grpc and pids
     local log=$out/cluster.log
     : >"$log"
     grpc=127.0.0.1:$(free_port)
     HTTP=127.0.0.1:$(free_port) GRPC=$grpc ETCD_PORT=$(free_port) CONCLAVE=$conclave DISPATCH=$2 THREADS=$(nproc) \
         SHARDS=${SHARDS:-1/4 2/4 3/4 4/4} EXPERT_THREADS=${EXPERT_THREADS:-1} READY_SECONDS=600 \
-        CONCLAVE_DRAIN_TIMEOUT=2 \
+        CONCLAVE_DRAIN_TIMEOUT=2 CONCLAVE_SAME_HOST=$3 \
         deploy/local-cluster.sh "$1" >"$log" 2>&1 &
     cluster=$!
     until grep -q '^ready' "$log"; do
@@ -65,19 +67,24 @@ made "$out/tiny" --preset tiny
 title "in process"
 "$conclave" bench --model "$model" --profile --json "$out/in-process.json" "$@"
 
-for dispatch in router embedded; do
-    title "cluster of real processes, dispatch: $dispatch"
-    start_cluster "$model" $dispatch
-    "$conclave" bench --url "http://$grpc" --model "$model" --pids "$pids" \
-        --baseline "$out/in-process.json" --json "$out/cluster-$dispatch.json" "$@"
-    stop_cluster
+for dispatch in embedded router; do
+    for same_host in auto off; do
+        title "cluster of real processes, dispatch: $dispatch, ${transport[$same_host]}"
+        start_cluster "$model" $dispatch $same_host
+        "$conclave" bench --url "http://$grpc" --model "$model" --pids "$pids" \
+            --baseline "$out/in-process.json" --json "$out/cluster-$dispatch-${transport[$same_host]}.json" "$@"
+        stop_cluster
+    done
 done
 
-title "hops between real processes: layer calls of a tiny model"
-SHARDS=1/1 start_cluster "$out/tiny" router
-"$conclave" bench --url "http://$grpc" --model "$out/tiny" --pids "$pids" --json "$out/hops.json" \
-    --prefill 1 --batch 1 --context 1 --long-context 0 --tokens 32
-stop_cluster
+for same_host in auto off; do
+    title "hops between real processes, ${transport[$same_host]}: layer calls of a tiny model"
+    SHARDS=1/1 start_cluster "$out/tiny" router $same_host
+    "$conclave" bench --url "http://$grpc" --model "$out/tiny" --pids "$pids" \
+        --json "$out/hops-${transport[$same_host]}.json" \
+        --prefill 1 --batch 1 --context 1 --long-context 0 --tokens 32
+    stop_cluster
+done
 
 [ "${PEERS:-0}" = 1 ] || exit 0
 title "other engines"

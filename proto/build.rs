@@ -2,11 +2,12 @@
 
 use std::{env, path::PathBuf};
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 5] = [
     "conclave/v1/inference.proto",
     "conclave/v1/attention.proto",
     "conclave/v1/dispatch.proto",
     "conclave/v1/expert.proto",
+    "conclave/v1/stream.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

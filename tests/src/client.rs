@@ -60,16 +60,8 @@ impl Client {
 /// Reads a stream to its end, adding to what `answer` already holds.
 pub async fn gather(mut stream: Streaming<GenerateEvent>, mut answer: Answer) -> Result<Answer> {
     while let Some(event) = stream.message().await? {
-        match event.event.context("an event without content")? {
-            Event::Delta(delta) => {
-                answer.text.push_str(&delta.text);
-                answer.tokens.extend(delta.tokens.iter().map(|t| (t.token, t.logprob.map(f32::to_bits))));
-            }
-            Event::Finished(finished) => {
-                answer.reason = finished.reason;
-                return Ok(answer);
-            }
-            Event::Started(_) | Event::Prompt(_) => {}
+        if answer.take(event) {
+            return Ok(answer);
         }
     }
     bail!("the stream ended without a finished event; got {answer:?}")
@@ -111,6 +103,22 @@ pub fn sampled(prompt: Prompt, max_tokens: u32, seed: u64) -> GenerateRequest {
 }
 
 impl Answer {
+    /// Adds an event's part. True: it was the last.
+    pub fn take(&mut self, event: GenerateEvent) -> bool {
+        match event.event {
+            Some(Event::Delta(delta)) => {
+                self.text.push_str(&delta.text);
+                self.tokens.extend(delta.tokens.iter().map(|t| (t.token, t.logprob.map(f32::to_bits))));
+            }
+            Some(Event::Finished(finished)) => {
+                self.reason = finished.reason;
+                return true;
+            }
+            Some(Event::Started(_) | Event::Prompt(_)) | None => {}
+        }
+        false
+    }
+
     /// Whether it ended by a stop token or string.
     pub fn stopped(&self) -> bool {
         self.reason == FinishReason::Stop as i32

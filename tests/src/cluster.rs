@@ -16,7 +16,7 @@ pub struct ClusterSpec {
     pub model: PathBuf,
     /// `reference` or `cpu`.
     pub device: &'static str,
-    /// One entry an expert process: its placement flag, as `--cells=0-3`.
+    /// One entry an expert process: its placement flag, as `--cells=0-3`, and what else it is told.
     pub experts: Vec<String>,
     /// `router` or `embedded`.
     pub dispatch: &'static str,
@@ -114,6 +114,12 @@ impl Cluster {
         Ok(())
     }
 
+    /// Starts a process of the spec that has ended again, under the same name.
+    pub fn start_expert_again(&mut self, i: usize) -> Result<()> {
+        self.experts[i] = spawn_expert(&self.dir, &self.spec, &self.etcd.url, i, &self.spec.experts[i])?;
+        Ok(())
+    }
+
     /// A client of its router.
     pub async fn client(&self) -> Result<Client> {
         Client::connect(&self.grpc).await
@@ -157,7 +163,7 @@ fn common(spec: &ClusterSpec, etcd: &str, role: &str, id: String) -> Vec<String>
 fn spawn_expert(dir: &TempDir, spec: &ClusterSpec, etcd: &str, i: usize, placement: &str) -> Result<Process> {
     let name = format!("expert-{i}");
     let mut args = common(spec, etcd, "expert", name.clone());
-    args.push(placement.into());
+    args.extend(placement.split_whitespace().map(str::to_owned));
     Process::spawn(dir.path(), &name, &binary(), &args)
 }
 

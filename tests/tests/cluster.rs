@@ -30,11 +30,7 @@ async fn stream_through(cluster: &mut Cluster, act: impl AsyncFnOnce(&mut Cluste
     let mut stream = cluster.client().await.unwrap().stream(long_request()).await.unwrap();
     let mut answer = Answer::default();
     while answer.tokens.len() < 20 {
-        let event = stream.message().await.unwrap().expect("more events").event.unwrap();
-        if let conclave_proto::v1::generate_event::Event::Delta(delta) = event {
-            answer.text.push_str(&delta.text);
-            answer.tokens.extend(delta.tokens.iter().map(|t| (t.token, t.logprob.map(f32::to_bits))));
-        }
+        answer.take(stream.message().await.unwrap().expect("more events"));
     }
     act(cluster).await;
     gather(stream, answer).await.unwrap()

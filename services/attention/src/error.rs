@@ -20,9 +20,6 @@ pub enum AttentionError {
     /// The metrics are registered already.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// Started outside an async runtime.
-    #[error("no async runtime: the service has to be started from within one")]
-    NoRuntime,
     /// The operating system gave no thread.
     #[error("engine thread: {0}")]
     Thread(io::Error),

@@ -1,5 +1,6 @@
 //! One step through all layers: the trunk's segments with the routed experts in between.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,19 +8,22 @@ use bytes::Bytes;
 use conclave_dispatch::MoeLink;
 use conclave_kernels::{Dtype, activation};
 use conclave_proto::v1::{Activation, DispatchErrorKind, MoeInput, MoeOutput};
-use conclave_serve::{Error, ErrorKind};
-use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use conclave_serve::{Error, ErrorKind, Lane};
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::trunk::{MoeRows, Segment, StepRows, Trunk, TrunkShape};
 
 /// How much longer than its budget the link is waited for: it should say itself that the budget is spent.
 const GRACE: Duration = Duration::from_millis(200);
 
-/// Calls the routed experts from a thread outside the async runtime.
+/// Rows of more bytes are not sent at one go: somebody has to go on sending while this thread computes.
+const LARGE: usize = 192 << 10;
+
+/// Calls the routed experts from a thread that computes. The connections to them run on a lane: this thread sends, and
+/// reads the answer, itself.
 pub struct MoeCaller {
     link: Arc<dyn MoeLink>,
-    runtime: Handle,
+    lane: Arc<Lane>,
     caller: u64,
     step: u64,
 }
@@ -36,9 +40,12 @@ pub struct StepReport {
 }
 
 impl MoeCaller {
-    /// `caller` names this incarnation of the process; the futures run on `runtime`.
-    pub fn new(link: Arc<dyn MoeLink>, runtime: Handle, caller: u64) -> Self {
-        Self { link, runtime, caller, step: 0 }
+    /// `caller` names this incarnation of the process.
+    ///
+    /// # Errors
+    /// When there is no thread or no runtime for the lane.
+    pub fn new(link: Arc<dyn MoeLink>, caller: u64) -> io::Result<Self> {
+        Ok(Self { link, lane: Lane::start("attention-lane")?, caller, step: 0 })
     }
 
     /// Runs a step up to the residual of its last layer. `until`: when to give up on routed experts.
@@ -61,7 +68,7 @@ impl MoeCaller {
             let answer = self.send(rows, trunk.shape(), until, &traceparent);
             trunk.shared_experts();
             let waiting = Instant::now();
-            let output = answer.blocking_recv().unwrap_or_else(|_| Err(runtime_gone()))?;
+            let output = self.receive(answer)?;
             report.waits.push(waiting.elapsed());
             report.mixed_numerics |= output.mixed_numerics;
             segment = trunk.resume(&call.check(output, trunk.shape().activation)?);
@@ -71,30 +78,37 @@ impl MoeCaller {
         Ok(report)
     }
 
+    /// Begins a layer's call; short messages are out when this returns.
     fn send(
         &self,
         rows: MoeRows,
         shape: &TrunkShape,
         until: Option<Instant>,
         traceparent: &str,
-    ) -> oneshot::Receiver<Result<MoeOutput, Error>> {
+    ) -> JoinHandle<Result<MoeOutput, Error>> {
         let budget = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let layer = rows.layer;
+        let (layer, large) = (rows.layer, rows.x.len() > LARGE);
         let input = self.input(rows, shape, budget, traceparent);
         let link = Arc::clone(&self.link);
-        let (answer, receiver) = oneshot::channel();
-        self.runtime.spawn(async move {
-            let output = match budget {
+        let call = self.lane.spawn_and_turn(async move {
+            match budget {
                 None => link.moe(input).await,
                 Some(budget) => match tokio::time::timeout(budget + GRACE, link.moe(input)).await {
                     Ok(output) => output,
                     Err(_) => Err(silent(layer, budget)),
                 },
-            };
-            // Nobody waits any more only when the engine has ended.
-            let _ = answer.send(output);
+            }
         });
-        receiver
+        if large && !call.is_finished() {
+            self.lane.hand_over();
+        }
+        call
+    }
+
+    /// Waits for the answer.
+    fn receive(&self, call: JoinHandle<Result<MoeOutput, Error>>) -> Result<MoeOutput, Error> {
+        self.lane.stirrer().stir();
+        self.lane.block_on(call).unwrap_or_else(|error| Err(broken(&error)))
     }
 
     fn input(&self, rows: MoeRows, shape: &TrunkShape, budget: Option<Duration>, traceparent: &str) -> MoeInput {
@@ -204,8 +218,8 @@ fn silent(layer: u32, budget: Duration) -> Error {
     Error::new(ErrorKind::DeadlineExceeded, message)
 }
 
-fn runtime_gone() -> Error {
-    Error::new(ErrorKind::Unavailable, "routed experts: the process is shutting down")
+fn broken(error: &JoinError) -> Error {
+    Error::new(ErrorKind::Internal, format!("routed experts: {error}"))
 }
 
 #[cfg(test)]

@@ -18,7 +18,6 @@ use conclave_proto::v1::{AttentionStatus, SequenceRequest, TokenEvent, token_eve
 use conclave_serve::{Error, ErrorKind, telemetry};
 use futures::Stream;
 use prometheus::Registry;
-use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::Sleep;
 
@@ -50,8 +49,8 @@ pub(crate) struct Identity {
 }
 
 impl AttentionService {
-    /// Loads the trunk of `checkpoint` into `device` and starts the engine. Blocks while it loads; to be called within a
-    /// Tokio runtime, on which the calls to `moe` then run.
+    /// Loads the trunk of `checkpoint` into `device` and starts the engine, whose thread then runs the calls to `moe`. Blocks
+    /// while it loads.
     ///
     /// # Errors
     /// When a setting contradicts the model, memory does not suffice, or a tensor is refused.
@@ -89,7 +88,6 @@ impl AttentionService {
             let expected = format!("at most the {positions} positions that the cache holds");
             return Err(AttentionError::config("context_limit", context_limit, expected));
         }
-        let runtime = Handle::try_current().map_err(|_| AttentionError::NoRuntime)?;
         let identity = Identity {
             instance: config.instance.clone(),
             fingerprint: fingerprint.to_owned(),
@@ -98,7 +96,7 @@ impl AttentionService {
         let (submit, submitted) = mpsc::channel();
         let state = State::new(config.max_running.saturating_add(config.max_waiting), blocks);
         let engine = Engine::new(Parts {
-            moe: MoeCaller::new(moe, runtime, incarnation(&config.instance)),
+            moe: MoeCaller::new(moe, incarnation(&config.instance)).map_err(AttentionError::Thread)?,
             limits: config.limits(block)?,
             step_target: config.step_target,
             mask: config.mask(vocab)?,

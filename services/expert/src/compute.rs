@@ -1,35 +1,45 @@
 //! The compute thread: takes what waits for one layer, runs it as one grouped FFN, answers.
 
+use std::cell::OnceCell;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use conclave_cluster::MemberState;
 use conclave_dispatch::ModelShape;
 use conclave_kernels::{Device, Ffn};
 use conclave_proto::v1::{Activation, ExpertBatch, ExpertResult, PartialSum, WorkError, WorkErrorKind};
-use tokio::sync::{Notify, oneshot, watch};
+use conclave_serve::lane::{self, Lane};
+use prometheus::{Counter, IntCounter};
+use tokio::sync::{Notify, watch};
 use tracing::Span;
 
 use crate::cells::Cells;
 use crate::merge::{self, Scratch};
 use crate::metrics::Metrics;
 use crate::queue::LayerQueues;
+use crate::reply::Reply;
 use crate::validate::work_error;
+
+/// A grouped FFN takes less: a compute thread that is at one for so long is stuck.
+const LONGEST_RUN: Duration = Duration::from_secs(60);
 
 /// A checked batch that waits. It keeps the cells that it was accepted for.
 pub(crate) struct Job<M> {
     pub(crate) batch: ExpertBatch,
     pub(crate) cells: Arc<Cells<M>>,
     pub(crate) arrived: Instant,
-    pub(crate) reply: oneshot::Sender<ExpertResult>,
+    pub(crate) reply: Reply,
     pub(crate) span: Span,
 }
 
 /// What the service and its compute thread share.
 pub(crate) struct Shared<M> {
     state: Mutex<State<M>>,
-    ready: Condvar,
+    /// Told when there is something to do, or the end has come.
+    ready: Notify,
+    /// Run by the compute thread while it waits for work.
+    lane: Arc<Lane>,
     /// Told whenever nothing is left to do.
     idle: Notify,
     metrics: Metrics,
@@ -39,6 +49,8 @@ struct State<M> {
     queues: LayerQueues<Job<M>>,
     /// Taken from the queues and not yet answered.
     running: usize,
+    /// Since when.
+    since: Instant,
     closed: bool,
 }
 
@@ -52,9 +64,20 @@ pub(crate) enum Refusal {
 }
 
 impl<M> Shared<M> {
-    pub(crate) fn new(queue_rows: usize, metrics: Metrics) -> Arc<Self> {
-        let state = State { queues: LayerQueues::new(queue_rows), running: 0, closed: false };
-        Arc::new(Self { state: Mutex::new(state), ready: Condvar::new(), idle: Notify::new(), metrics })
+    pub(crate) fn new(queue_rows: usize, lane: Arc<Lane>, metrics: Metrics) -> Arc<Self> {
+        let queues = LayerQueues::new(queue_rows);
+        let state = State { queues, running: 0, since: Instant::now(), closed: false };
+        Arc::new(Self { state: Mutex::new(state), ready: Notify::new(), lane, idle: Notify::new(), metrics })
+    }
+
+    pub(crate) fn lane(&self) -> &Arc<Lane> {
+        &self.lane
+    }
+
+    /// Whether the compute thread is at work, and not for so long that it must be stuck.
+    pub(crate) fn is_working(&self, now: Instant) -> bool {
+        let state = self.lock();
+        state.running > 0 && now.saturating_duration_since(state.since) < LONGEST_RUN
     }
 
     fn lock(&self) -> MutexGuard<'_, State<M>> {
@@ -84,7 +107,7 @@ impl<M> Shared<M> {
         let mut state = self.lock();
         state.closed = true;
         state.queues.clear();
-        self.ready.notify_all();
+        self.ready.notify_one();
         self.idle.notify_waiters();
     }
 
@@ -102,20 +125,34 @@ impl<M> Shared<M> {
         }
     }
 
-    /// Waits for work. `None` when closed.
-    fn take(&self, merge_rows: usize) -> Option<(u32, Vec<Job<M>>)> {
+    /// Waits for work. `None` when closed. After work the next is likely to follow soon.
+    fn take(&self, merge_rows: usize, after_work: bool) -> Option<(u32, Vec<Job<M>>)> {
+        self.lane.block_on(async {
+            if after_work {
+                self.lane.stirrer().stir();
+            }
+            // Answers go out, and what has come meanwhile comes in.
+            lane::turn().await;
+            loop {
+                let ready = self.ready.notified();
+                match self.poll(merge_rows) {
+                    Some(found) => return found,
+                    None => ready.await,
+                }
+            }
+        })
+    }
+
+    /// What is to be done now: work, or `Some(None)` at the end.
+    fn poll(&self, merge_rows: usize) -> Option<Option<(u32, Vec<Job<M>>)>> {
         let mut state = self.lock();
-        loop {
-            if state.closed {
-                return None;
-            }
-            if let Some((layer, jobs)) = state.queues.take(merge_rows) {
-                state.running = jobs.len();
-                self.metrics.queue_rows.set(state.queues.rows() as i64);
-                return Some((layer, jobs));
-            }
-            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if state.closed {
+            return Some(None);
         }
+        let (layer, jobs) = state.queues.take(merge_rows)?;
+        (state.running, state.since) = (jobs.len(), Instant::now());
+        self.metrics.queue_rows.set(state.queues.rows() as i64);
+        Some(Some((layer, jobs)))
     }
 
     fn finished(&self) {
@@ -134,6 +171,8 @@ pub(crate) struct Worker<D: Device> {
     pub(crate) shared: Arc<Shared<D::Matrix>>,
     pub(crate) merge_rows: usize,
     pub(crate) metrics: Metrics,
+    /// Rows and busy seconds of each group's cell, looked up once.
+    pub(crate) cell_metrics: Vec<OnceCell<(IntCounter, Counter)>>,
     pub(crate) member_state: watch::Sender<MemberState>,
 }
 
@@ -155,7 +194,9 @@ impl<D: Device> Worker<D> {
     pub(crate) fn run(self) {
         let _ending = Ending(&self);
         let mut scratch = Scratch::default();
-        while let Some((layer, jobs)) = self.shared.take(self.merge_rows) {
+        let mut after_work = false;
+        while let Some((layer, jobs)) = self.shared.take(self.merge_rows, after_work) {
+            after_work = true;
             let now = Instant::now();
             let wanted: Vec<Job<D::Matrix>> = jobs.into_iter().filter_map(|job| self.still_wanted(job, now)).collect();
             if !wanted.is_empty() {
@@ -167,7 +208,7 @@ impl<D: Device> Worker<D> {
 
     /// Leaves out what nobody waits for and answers what is too late.
     fn still_wanted(&self, job: Job<D::Matrix>, now: Instant) -> Option<Job<D::Matrix>> {
-        if job.reply.is_closed() {
+        if !job.reply.is_wanted() {
             self.metrics.dropped.inc();
             return None;
         }
@@ -178,7 +219,7 @@ impl<D: Device> Worker<D> {
             let message = format!("budget of {} ms spent in the queue", budget.as_millis());
             let error = work_error(WorkErrorKind::Expired, message);
             let answer = failed(&job.batch, error, self.shared.queued_rows());
-            let _ = job.reply.send(answer);
+            job.reply.send(answer);
             return None;
         }
         Some(job)
@@ -213,9 +254,9 @@ impl<D: Device> Worker<D> {
             queue_us,
             busy_us,
             queued_rows,
+            sign_of_life: false,
         };
-        // The caller may have gone away meanwhile.
-        let _ = job.reply.send(result);
+        job.reply.send(result);
     }
 
     /// Counts rows and busy time; the time is shared out by pairs.
@@ -233,9 +274,13 @@ impl<D: Device> Worker<D> {
                 let share = busy.mul_f64(pairs as f64 / all.max(1) as f64);
                 cell.rows.fetch_add(pairs, Ordering::Relaxed);
                 cell.busy_us.fetch_add(share.as_micros() as u64, Ordering::Relaxed);
-                let name = cell.id.to_string();
-                self.metrics.cell_rows.with_label_values(&[&name]).inc_by(pairs);
-                self.metrics.cell_busy.with_label_values(&[&name]).inc_by(share.as_secs_f64());
+                let (rows, seconds) = self.cell_metrics[cell.id.group.index()].get_or_init(|| {
+                    let name = cell.id.to_string();
+                    let rows = self.metrics.cell_rows.with_label_values(&[&name]);
+                    (rows, self.metrics.cell_busy.with_label_values(&[&name]))
+                });
+                rows.inc_by(pairs);
+                seconds.inc_by(share.as_secs_f64());
             }
         }
     }

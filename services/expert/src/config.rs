@@ -1,5 +1,7 @@
 //! Limits of the expert service.
 
+use std::time::Duration;
+
 use conclave_model::Progress;
 
 /// How an expert process behaves.
@@ -13,6 +15,8 @@ pub struct ExpertConfig {
     pub queue_rows: usize,
     /// Rows merged into one grouped FFN at most (a single batch may have more).
     pub merge_rows: usize,
+    /// How often a caller that waits is told that its work is not forgotten.
+    pub sign_every: Duration,
     /// Told about loading.
     pub progress: Progress,
 }
@@ -25,6 +29,7 @@ impl ExpertConfig {
             max_rows: 4096,
             queue_rows: 16_384,
             merge_rows: 2048,
+            sign_every: Duration::from_millis(250),
             progress: Progress::default(),
         }
     }

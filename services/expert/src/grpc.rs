@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use conclave_kernels::Device;
 use conclave_proto::v1::expert_server::{Expert, ExpertServer};
@@ -11,9 +12,10 @@ use conclave_proto::v1::{
 };
 use conclave_proto::{FINGERPRINT_HEADER, INSTANCE_HEADER, MAX_MESSAGE_BYTES};
 use conclave_serve::{Error, ErrorKind};
-use futures::future::{AbortHandle, abortable};
+use futures::future::{AbortHandle, Aborted, abortable};
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
@@ -48,7 +50,8 @@ impl<D: Device> Expert for ExpertGrpc<D> {
         expect(request.metadata(), INSTANCE_HEADER, self.service.instance())?;
         expect(request.metadata(), FINGERPRINT_HEADER, self.service.fingerprint())?;
         let (outgoing, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(serve_stream(self.service.clone(), request.into_inner(), outgoing));
+        let stream = BatchStream { service: self.service.clone(), outgoing, handles: HashMap::new() };
+        tokio::spawn(stream.serve(request.into_inner()));
         Ok(Response::new(ReceiverStream::new(queue)))
     }
 
@@ -96,46 +99,79 @@ fn status(error: ExpertError) -> Status {
     Error::new(kind, error.to_string()).into()
 }
 
-/// Runs the batches of one stream; what still waits when the caller goes away is dropped.
-async fn serve_stream<D: Device>(
+/// The batches of one caller.
+struct BatchStream<D: Device> {
     service: Arc<ExpertService<D>>,
-    mut batches: Streaming<ExpertBatch>,
     outgoing: mpsc::Sender<Result<ExpertResult, Status>>,
-) {
-    let mut running = FuturesUnordered::new();
-    let mut handles: HashMap<WorkKey, AbortHandle> = HashMap::new();
-    let mut open = true;
-    while open || !running.is_empty() {
-        tokio::select! {
-            batch = batches.message(), if open && running.len() < BATCHES_AT_ONCE => match batch {
-                Ok(Some(batch)) if batch.cancel => {
-                    if let Some(handle) = handles.remove(&work_key(batch.id)) {
-                        handle.abort();
+    /// What runs.
+    handles: HashMap<WorkKey, Running>,
+}
+
+struct Running {
+    abort: AbortHandle,
+    since: Instant,
+    id: Option<WorkId>,
+    /// The caller wants to be told while it waits.
+    signs: bool,
+}
+
+impl<D: Device> BatchStream<D> {
+    /// Runs them; what still waits when the caller goes away is dropped.
+    async fn serve(mut self, mut batches: Streaming<ExpertBatch>) {
+        let mut running = FuturesUnordered::new();
+        let mut signs = tokio::time::interval(self.service.sign_every());
+        signs.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut open = true;
+        while open || !running.is_empty() {
+            tokio::select! {
+                batch = batches.message(), if open && running.len() < BATCHES_AT_ONCE => match batch {
+                    Ok(Some(batch)) if batch.cancel => self.cancel(batch.id),
+                    Ok(Some(batch)) => running.push(self.start(batch)),
+                    Ok(None) => open = false,
+                    Err(_) => return,
+                },
+                Some((key, result)) = running.next() => {
+                    self.handles.remove(&key);
+                    if let Ok(result) = result && self.outgoing.send(Ok(result)).await.is_err() {
+                        return;
                     }
                 }
-                Ok(Some(batch)) => {
-                    let key = work_key(batch.id);
-                    let (work, handle) = abortable(service.run(batch));
-                    handles.insert(key, handle);
-                    running.push(async move { (key, work.await) });
-                }
-                Ok(None) => open = false,
-                Err(_) => return,
-            },
-            Some((key, result)) = running.next() => {
-                handles.remove(&key);
-                if let Ok(result) = result && outgoing.send(Ok(result)).await.is_err() {
-                    return;
-                }
+                _ = signs.tick(), if !running.is_empty() => self.sign(),
+                () = self.outgoing.closed() => return,
             }
-            () = outgoing.closed() => return,
+        }
+    }
+
+    fn start(&mut self, batch: ExpertBatch) -> impl Future<Output = (WorkKey, Result<ExpertResult, Aborted>)> + use<D> {
+        let (id, signs, key) = (batch.id, batch.signs_of_life, work_key(batch.id));
+        let service = self.service.clone();
+        let (work, abort) = abortable(async move { service.run(batch).await });
+        self.handles.insert(key, Running { abort, since: Instant::now(), id, signs });
+        async move { (key, work.await) }
+    }
+
+    fn cancel(&mut self, id: Option<WorkId>) {
+        if let Some(running) = self.handles.remove(&work_key(id)) {
+            running.abort.abort();
+        }
+    }
+
+    /// Tells the caller what is not forgotten. One whose queue is full has other news to read.
+    fn sign(&self) {
+        if !self.service.is_working() {
+            return;
+        }
+        let every = self.service.sign_every();
+        for running in self.handles.values().filter(|running| running.signs && running.since.elapsed() >= every) {
+            let sign = ExpertResult { id: running.id, sign_of_life: true, ..ExpertResult::default() };
+            let _ = self.outgoing.try_send(Ok(sign));
         }
     }
 }
 
-type WorkKey = (u64, u64, u32, u32, u32);
+pub(crate) type WorkKey = (u64, u64, u32, u32, u32);
 
-fn work_key(id: Option<WorkId>) -> WorkKey {
+pub(crate) fn work_key(id: Option<WorkId>) -> WorkKey {
     let id = id.unwrap_or_default();
     (id.caller, id.step, id.layer, id.attempt, id.part)
 }

@@ -11,8 +11,10 @@ mod grpc;
 mod merge;
 mod metrics;
 mod queue;
+mod reply;
 mod self_check;
 mod service;
+mod stream;
 #[cfg(test)]
 mod testing;
 pub mod validate;

@@ -1,8 +1,9 @@
 //! The service: accepts batches, holds cells, leaves in order.
 
+use std::cell::OnceCell;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use conclave_cluster::MemberState;
@@ -10,16 +11,18 @@ use conclave_dispatch::{LinkError, ModelShape, ShardLink};
 use conclave_kernels::Device;
 use conclave_model::Checkpoint;
 use conclave_proto::CellId;
-use conclave_proto::v1::{CellLoad, ExpertBatch, ExpertResult, ExpertStatus, WorkError, WorkErrorKind};
-use conclave_serve::telemetry;
+use conclave_proto::v1::{CellLoad, ExpertBatch, ExpertResult, ExpertStatus, WorkError, WorkErrorKind, WorkId};
+use conclave_serve::{Lane, telemetry};
 use prometheus::Registry;
 use tokio::sync::{Mutex, oneshot, watch};
+use tracing::Span;
 
 use crate::cells::{self, Cells};
 use crate::compute::{Job, Refusal, Shared, Worker, failed};
 use crate::config::ExpertConfig;
 use crate::error::ExpertError;
 use crate::metrics::Metrics;
+use crate::reply::Reply;
 use crate::self_check;
 use crate::validate::{self, Expected, work_error};
 
@@ -54,7 +57,7 @@ impl<D: Device> ExpertService<D> {
             .ok_or_else(|| ExpertError::Dense(checkpoint.dir().display().to_string()))?;
         let metrics = Metrics::new(registry);
         let service = Arc::new(Self {
-            shared: Shared::new(config.queue_rows, metrics.clone()),
+            shared: Shared::new(config.queue_rows, Lane::start("expert-lane")?, metrics.clone()),
             cells: RwLock::new(Arc::new(Cells::new(shape.groups))),
             changing: Mutex::default(),
             held: watch::Sender::new(Vec::new()),
@@ -71,6 +74,7 @@ impl<D: Device> ExpertService<D> {
             shape: service.shape.clone(),
             shared: service.shared.clone(),
             merge_rows: service.config.merge_rows,
+            cell_metrics: (0..service.shape.groups).map(|_| OnceCell::new()).collect(),
             metrics: service.metrics.clone(),
             member_state: service.state.clone(),
         };
@@ -162,6 +166,21 @@ impl<D: Device> ExpertService<D> {
         self.held.subscribe()
     }
 
+    /// The lane to serve this shard on: its compute thread runs it while it waits for work.
+    pub fn lane(&self) -> &Arc<Lane> {
+        self.shared.lane()
+    }
+
+    /// Whether work that was accepted and is not answered yet goes on.
+    pub(crate) fn is_working(&self) -> bool {
+        self.shared.is_working(Instant::now())
+    }
+
+    /// How often a caller that waits is told so.
+    pub(crate) fn sign_every(&self) -> Duration {
+        self.config.sign_every
+    }
+
     /// Id of this member.
     pub fn instance(&self) -> &str {
         &self.config.instance
@@ -199,8 +218,9 @@ impl<D: Device> ExpertService<D> {
     /// Runs one batch; what is wrong with it stands in the answer. Dropping the future drops the work if it still waits.
     pub async fn run(&self, batch: ExpertBatch) -> ExpertResult {
         let id = batch.id;
-        match self.submit(batch) {
-            Ok(answer) => answer.await.unwrap_or_else(|_| {
+        let (reply, answer) = oneshot::channel();
+        match self.submit(batch, Reply::Task(reply)) {
+            Ok(()) => answer.await.unwrap_or_else(|_| {
                 let error = work_error(WorkErrorKind::Internal, "the compute thread has ended");
                 ExpertResult { id, error: Some(error), ..ExpertResult::default() }
             }),
@@ -208,8 +228,8 @@ impl<D: Device> ExpertService<D> {
         }
     }
 
-    /// Checks a batch and queues it.
-    fn submit(&self, batch: ExpertBatch) -> Result<oneshot::Receiver<ExpertResult>, Box<ExpertResult>> {
+    /// Checks a batch and queues it. The error is the answer to one that is refused.
+    pub(crate) fn submit(&self, batch: ExpertBatch, reply: Reply) -> Result<(), Box<ExpertResult>> {
         let refuse = |batch: &ExpertBatch, error: WorkError| {
             let reason = error.kind().as_str_name().trim_start_matches("WORK_ERROR_KIND_").to_ascii_lowercase();
             self.metrics.refused.with_label_values(&[&reason]).inc();
@@ -217,19 +237,11 @@ impl<D: Device> ExpertService<D> {
         };
         let cells = self.cells();
         let layer = self.check(&batch, &cells).map_err(|error| refuse(&batch, error))?;
-        let span = tracing::info_span!(
-            "expert",
-            layer,
-            rows = batch.rows,
-            queue_us = tracing::field::Empty,
-            busy_us = tracing::field::Empty
-        );
-        telemetry::set_parent(&span, &batch.traceparent);
-        let (reply, answer) = oneshot::channel();
+        let span = span(layer, &batch);
         let header = ExpertBatch { id: batch.id, ..ExpertBatch::default() };
         let job = Job { batch, cells, arrived: Instant::now(), reply, span };
         match self.shared.push(layer, job) {
-            Ok(()) => Ok(answer),
+            Ok(()) => Ok(()),
             Err(Refusal::Full { waiting }) => {
                 let message = format!("queue: {waiting} rows wait, at most {}", self.config.queue_rows);
                 Err(refuse(&header, work_error(WorkErrorKind::Overloaded, message)))
@@ -259,6 +271,17 @@ impl<D: Device> ExpertService<D> {
     }
 }
 
+/// What a trace shows of a batch; a batch of no trace is not worth the time of a span.
+fn span(layer: u32, batch: &ExpertBatch) -> Span {
+    if batch.traceparent.is_empty() {
+        return Span::none();
+    }
+    let (queue_us, busy_us) = (tracing::field::Empty, tracing::field::Empty);
+    let span = tracing::info_span!("expert", layer, rows = batch.rows, queue_us, busy_us);
+    telemetry::set_parent(&span, &batch.traceparent);
+    span
+}
+
 impl<D: Device> Drop for ExpertService<D> {
     fn drop(&mut self) {
         self.shared.close();
@@ -273,5 +296,9 @@ impl<D: Device> ShardLink for ExpertService<D> {
 
     fn alive(&self) -> bool {
         *self.state.borrow() != MemberState::Leaving
+    }
+
+    fn last_sign(&self, _: WorkId) -> Option<tokio::time::Instant> {
+        self.is_working().then(tokio::time::Instant::now)
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use conclave_cluster::{LocalMembership, Member, Role};
 use conclave_dispatch::{
-    DispatchConfig, Dispatcher, GrpcShards, LinkError, ModelShape, MoeLink, RemoteConfig, RemoteDispatch,
+    DispatchConfig, Dispatcher, LinkError, ModelShape, MoeLink, RemoteConfig, RemoteDispatch, RemoteShards,
     ShardConnector, serve_dispatch,
 };
 use conclave_expert::{ExpertConfig, ExpertService};
@@ -69,7 +69,7 @@ fn serve_shard(service: &Arc<ExpertService<Reference>>) -> Running {
 fn serve_router(dispatcher: Arc<Dispatcher>) -> Running {
     run(move |incoming| {
         Server::builder()
-            .add_service(serve_dispatch(dispatcher, CancellationToken::new()))
+            .add_service(serve_dispatch(dispatcher, CancellationToken::new(), None))
             .serve_with_incoming(incoming)
     })
 }
@@ -79,7 +79,7 @@ fn dispatcher(checkpoint: &Checkpoint, membership: &LocalMembership) -> Arc<Disp
         DispatchConfig::new(checkpoint.fingerprint()),
         ModelShape::new(checkpoint.config()).unwrap(),
         membership,
-        Arc::new(GrpcShards::new(checkpoint.fingerprint(), TIMEOUT)),
+        Arc::new(RemoteShards::new(checkpoint.fingerprint(), TIMEOUT, None)),
         &Registry::new(),
     )
 }
@@ -134,7 +134,7 @@ async fn a_handshake_with_somebody_else_is_refused() {
     let mut running = serve_shard(&service);
     let address = running.address.clone();
     let connect = async |fingerprint: &str, name: &str| {
-        GrpcShards::new(fingerprint, TIMEOUT).connect(&member(name, &address, &ALL, "")).await
+        RemoteShards::new(fingerprint, TIMEOUT, None).connect(&member(name, &address, &ALL, "")).await
     };
     let link = connect(checkpoint.fingerprint(), "a").await.unwrap();
     assert!(link.compute(batch(Dtype::F32, 1, 2, 0)).await.unwrap().error.is_none());
@@ -196,10 +196,21 @@ async fn a_shard_is_managed_over_grpc() {
     assert_eq!((&*status.instance, &*status.state, &*status.numerics), ("a", "ready", "reference-1"));
     assert_eq!(status.fingerprint, checkpoint.fingerprint());
     client.drain(DrainRequest {}).await.unwrap();
-    let link = GrpcShards::new(checkpoint.fingerprint(), TIMEOUT)
+    let link = RemoteShards::new(checkpoint.fingerprint(), TIMEOUT, None)
         .connect(&member("a", &running.address, &[3], ""))
         .await
         .unwrap();
     let result = link.compute(batch(Dtype::F32, 1, 2, 3)).await.unwrap();
     assert_eq!(result.error.unwrap().kind(), WorkErrorKind::Leaving);
+}
+
+#[tokio::test]
+async fn work_that_waits_is_not_forgotten_and_its_caller_is_told() {
+    let (_dir, checkpoint) = checkpoint();
+    let config = ExpertConfig { sign_every: Duration::from_millis(5), queue_rows: 1 << 20, ..ExpertConfig::new("a") };
+    let service = start(config, reference(), &checkpoint, &ALL);
+    let running = serve_shard(&service);
+    let record = member("a", &running.address, &ALL, "");
+    let link = RemoteShards::new(checkpoint.fingerprint(), TIMEOUT, None).connect(&record).await.unwrap();
+    support::a_queued_batch_gets_signs_of_life(link).await;
 }

@@ -7,7 +7,7 @@ use conclave_proto::{
     DESCRIPTORS,
     v1::{dispatch_server::Dispatch, dispatch_server::DispatchServer, inference_server},
 };
-use conclave_serve::{Error, ErrorKind, Readiness, State, admin};
+use conclave_serve::{Error, ErrorKind, Readiness, State, admin, flow};
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -129,13 +129,35 @@ pub async fn serve_grpc(
     grace: Duration,
 ) -> Result<(), Error> {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(KEEP_ALIVE))
-        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+    let server = keeping_alive(Server::builder())
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
-    let broken = |e| Error::new(ErrorKind::Internal, format!("gRPC server: {e}"));
-    until(async { server.await.map_err(broken) }, stop, grace).await
+    until(async { server.await.map_err(broken_grpc) }, stop, grace).await
+}
+
+/// Serves gRPC for other members until `stop`; calls under way get `grace` to end.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve_members(
+    listener: TcpListener,
+    routes: Routes,
+    stop: CancellationToken,
+    grace: Duration,
+) -> Result<(), Error> {
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = keeping_alive(flow::member_server())
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+    until(async { server.await.map_err(broken_grpc) }, stop, grace).await
+}
+
+fn keeping_alive(server: Server) -> Server {
+    server.http2_keepalive_interval(Some(KEEP_ALIVE)).http2_keepalive_timeout(Some(KEEP_ALIVE))
+}
+
+fn broken_grpc(error: tonic::transport::Error) -> Error {
+    Error::new(ErrorKind::Internal, format!("gRPC server: {error}"))
 }
 
 /// Serves HTTP until `stop`; requests under way get `grace` to end.

@@ -10,4 +10,4 @@ pub use front::{
     AttentionConnector, AttentionLink, ClusterLoad, Defaults, Front, FrontConfig, FrontError, GrpcAttention, NoLoad,
     RequestContext, ServedModel, TextCodec,
 };
-pub use host::{Role, RouterService, dispatch_routes, follow_readiness, serve_grpc, serve_http};
+pub use host::{Role, RouterService, dispatch_routes, follow_readiness, serve_grpc, serve_http, serve_members};

@@ -17,7 +17,6 @@ use conclave_kernels::Device;
 use conclave_model::{Checkpoint, Progress};
 use conclave_proto::InstanceId;
 use prometheus::Registry;
-use tokio::runtime::Handle;
 
 use crate::files::Case;
 
@@ -58,6 +57,7 @@ impl<D: Device> System<D> {
                 role: Role::Expert,
                 state: MemberState::Ready,
                 address: "in process".into(),
+                same_host: None,
                 cells,
                 fingerprint: checkpoint.fingerprint().into(),
                 numerics: device().numerics(),
@@ -124,9 +124,9 @@ impl<D: Device> System<D> {
     }
 
     async fn run(&mut self, link: Arc<dyn MoeLink>, ids: &[u32], chunk: usize) -> Vec<f32> {
-        let (mut trunk, ids, runtime) = (self.trunk.take().unwrap(), ids.to_vec(), Handle::current());
+        let (mut trunk, ids) = (self.trunk.take().unwrap(), ids.to_vec());
         let work = move || {
-            let mut caller = MoeCaller::new(link, runtime, 1);
+            let mut caller = MoeCaller::new(link, 1).unwrap();
             let logits = forward::logits(&mut trunk, &mut caller, &ids, chunk).unwrap();
             (trunk, logits)
         };

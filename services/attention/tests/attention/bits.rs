@@ -11,13 +11,12 @@ use conclave_attention::{AttentionConfig, CacheSize};
 use conclave_kernels::Device;
 use conclave_model::Checkpoint;
 use conclave_proto::v1::SequenceRequest;
-use tokio::runtime::Handle;
 
 /// All-position logits, as bits.
 async fn all_logits(device: Arc<impl Device>, checkpoint: &Arc<Checkpoint>, ids: Vec<u32>, chunk: usize) -> Vec<u32> {
-    let (checkpoint, runtime) = (Arc::clone(checkpoint), Handle::current());
+    let checkpoint = Arc::clone(checkpoint);
     let compute = move || {
-        let mut moe = MoeCaller::new(Experts::new(), runtime, 1);
+        let mut moe = MoeCaller::new(Experts::new(), 1).expect("a lane");
         let all = logits(&mut trunk(device, &checkpoint, 640), &mut moe, &ids, chunk).expect("logits");
         all.into_iter().map(f32::to_bits).collect()
     };

@@ -225,14 +225,6 @@ async fn settings_that_contradict_the_model_are_refused() {
     assert!(refused(|config| config.max_running = 0).starts_with("max_running"));
 }
 
-#[test]
-fn a_service_needs_a_runtime() {
-    let (_dir, checkpoint) = checkpoint::open(&MOE);
-    let experts = Experts::new();
-    let started = AttentionService::start(config(), reference(), checkpoint, experts, &Registry::new());
-    assert!(matches!(started, Err(AttentionError::NoRuntime)));
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn loading_reports_every_byte_of_the_trunk() {
     let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));

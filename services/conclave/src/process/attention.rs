@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use conclave_attention::sampler::TokenMask;
 use conclave_cluster::{MakeMember, MemberState, Membership, Role};
-use conclave_dispatch::{DispatchConfig, Dispatcher, GrpcShards, ModelShape, MoeLink, RemoteConfig, RemoteDispatch};
+use conclave_dispatch::{DispatchConfig, Dispatcher, ModelShape, MoeLink, RemoteConfig, RemoteDispatch, RemoteShards};
 use conclave_model::Checkpoint;
 use conclave_serve::{
     State,
@@ -82,7 +82,7 @@ async fn live(args: &AttentionCommand, instance: &str) -> Result<()> {
     let record = member::record(instance, Role::Attention, address, &checkpoint, numerics(&device));
     let make: MakeMember = Arc::new(move |_| Ok(record.clone()));
     let registration = membership.register(make).await?;
-    let moe = moe_link(args.dispatch, &checkpoint, &*membership, &host.registry)?;
+    let moe = moe_link(args, &checkpoint, &*membership, &host.registry)?;
     let node = tokio::select! {
         loaded = load(args, instance, &device, &checkpoint, moe, &host) => loaded,
         () = host.stop.cancelled() => Err(anyhow::anyhow!("ended before the trunk was loaded")),
@@ -106,23 +106,26 @@ async fn live(args: &AttentionCommand, instance: &str) -> Result<()> {
 }
 
 fn moe_link(
-    mode: DispatchMode,
+    args: &AttentionCommand,
     checkpoint: &Checkpoint,
     membership: &dyn Membership,
     registry: &Registry,
 ) -> Result<Arc<dyn MoeLink>> {
-    let fingerprint = checkpoint.fingerprint();
-    let embedded = match mode {
+    let (fingerprint, here) = (checkpoint.fingerprint(), args.cluster.same_host.host());
+    let embedded = match args.dispatch {
         DispatchMode::Embedded => ModelShape::new(checkpoint.config()),
         DispatchMode::Router => None,
     };
     Ok(match embedded {
         Some(shape) => {
             let config = DispatchConfig::new(fingerprint);
-            let shards = Arc::new(GrpcShards::new(fingerprint, config.connect_timeout));
+            let shards = Arc::new(RemoteShards::new(fingerprint, config.connect_timeout, here));
             Dispatcher::new(config, shape, membership, shards, registry)
         }
-        None => RemoteDispatch::new(RemoteConfig::new(fingerprint, id::random_u64()?), membership),
+        None => {
+            let config = RemoteConfig { host: here, ..RemoteConfig::new(fingerprint, id::random_u64()?) };
+            RemoteDispatch::new(config, membership)
+        }
     })
 }
 

@@ -10,7 +10,8 @@ use conclave_model::Checkpoint;
 use conclave_serve::{
     State,
     args::{ClusterArgs, LogArgs},
-    listen, telemetry,
+    listen::MemberListener,
+    telemetry,
 };
 
 use super::{
@@ -62,14 +63,17 @@ pub async fn run(args: ExpertArgs) -> Result<()> {
 
 async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
     let mut host = Host::new("expert", host::SERVER_GRACE)?;
-    let listener = listen::bind(&args.host.grpc).await?;
+    let listener = MemberListener::bind(&args.host.grpc, member::near(&args.cluster).then_some(instance)).await?;
     let address = member::advertised(&args.cluster, listener.local_addr()?)?;
     host.serve_admin(&args.host.admin).await?;
     let device = args.device.open()?;
     let checkpoint = args.model.open().await?;
 
     let membership = member::connect(&args.cluster).await?;
-    let record = member::record(instance, Role::Expert, address, &checkpoint, numerics(&device));
+    let record = Member {
+        same_host: member::same_host(&args.cluster, &listener),
+        ..member::record(instance, Role::Expert, address, &checkpoint, numerics(&device))
+    };
     let choice = args.shard.clone().unwrap_or_else(|| args.cells.clone());
     let registration = membership.register(claim(record, choice, &checkpoint)?).await?;
     let node = tokio::select! {
@@ -83,7 +87,7 @@ async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
             return Err(error);
         }
     };
-    host.serve_grpc(listener, node.routes.clone());
+    host.serve_members(node.lane.handle(), listener, node.served.clone())?;
     registration.set_state(MemberState::Ready).await?;
     host.readiness.set(State::Ready);
     tracing::info!(instance, cells = registration.member().cells.len(), "ready");

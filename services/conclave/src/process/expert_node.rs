@@ -9,20 +9,22 @@ use conclave_expert::{ExpertConfig, ExpertService};
 use conclave_kernels::Device;
 use conclave_model::{Checkpoint, Progress};
 use conclave_proto::CellId;
-use conclave_serve::metrics::Startup;
-use futures::future::BoxFuture;
+use conclave_serve::{Lane, metrics::Startup};
+use futures::{FutureExt, future::BoxFuture};
 use prometheus::Registry;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
-use super::device::AnyDevice;
+use super::{device::AnyDevice, host::MemberService};
 
 /// What a process has to do with its expert service.
 pub struct ExpertNode {
     /// To compute in this process.
     pub link: Arc<dyn ShardLink>,
-    /// To be served.
-    pub routes: Routes,
+    /// To be served, on the lane.
+    pub served: MemberService,
+    /// Run by the compute thread.
+    pub lane: Arc<Lane>,
     /// State of the service itself.
     pub state: watch::Receiver<MemberState>,
     drain: Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
@@ -61,9 +63,14 @@ impl ExpertNode {
         let progress = Progress::new(move |done, total| startup.set("cells", done as f64 / total.max(1) as f64));
         let config = ExpertConfig { progress, ..config };
         let service = ExpertService::start(config, device, checkpoint, cells, registry)?;
-        let draining = service.clone();
-        Ok(Self {
+        let (draining, streaming) = (service.clone(), service.clone());
+        let served = MemberService {
             routes: Routes::new(service.grpc_server()),
+            streams: Arc::new(move |listener, stop| streaming.clone().serve_streams(listener, stop).boxed()),
+        };
+        Ok(Self {
+            served,
+            lane: service.lane().clone(),
             state: service.state(),
             link: service,
             drain: Arc::new(move || {

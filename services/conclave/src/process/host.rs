@@ -1,17 +1,23 @@
 //! What every service process does around its service: signals, the admin page, the gRPC server, an orderly end.
 
-use std::{fmt::Display, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use anyhow::Result;
 use clap::Args;
 use conclave_cluster::{MemberState, Registration};
 use conclave_router::RouterService;
 use conclave_serve::{
-    Error, ErrorKind, Readiness, State, admin, listen,
+    Error, ErrorKind, Readiness, State, admin,
+    listen::{self, MemberListener},
     shutdown::{self, Signal},
 };
+use futures::future::BoxFuture;
 use prometheus::Registry;
-use tokio::{net::TcpListener, runtime::Handle, task::JoinSet};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    runtime::Handle,
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -107,19 +113,28 @@ impl Host {
         self.inner.close.clone()
     }
 
-    /// Serves gRPC on a runtime of its own, until the requests of this process are done.
+    /// Serves other members on a runtime of its own.
     ///
     /// # Errors
-    /// When the listener cannot be moved there.
-    pub fn serve_inner_grpc(&mut self, runtime: &Handle, listener: TcpListener, routes: Routes) -> Result<()> {
-        let listener = listener.into_std()?;
-        let (close, grace) = (self.inner.close.clone(), SERVER_GRACE);
-        let server = runtime.spawn(async move {
-            let listener =
-                TcpListener::from_std(listener).map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?;
-            conclave_router::serve_grpc(listener, routes, close, grace).await
-        });
-        let watched = self.watched("dispatch server", async move { server.await?.map_err(anyhow::Error::from) });
+    /// When a listener cannot be moved there.
+    pub fn serve_members(&mut self, runtime: &Handle, listener: MemberListener, service: MemberService) -> Result<()> {
+        let server = serve_members(runtime, listener, service, (self.outer.close.clone(), self.grace))?;
+        self.run("gRPC server", server);
+        Ok(())
+    }
+
+    /// The same, until the requests of this process are done.
+    ///
+    /// # Errors
+    /// When a listener cannot be moved there.
+    pub fn serve_inner_members(
+        &mut self,
+        runtime: &Handle,
+        listener: MemberListener,
+        service: MemberService,
+    ) -> Result<()> {
+        let server = serve_members(runtime, listener, service, (self.inner.close.clone(), SERVER_GRACE))?;
+        let watched = self.watched("dispatch server", server);
         self.inner.tasks.spawn(watched);
         Ok(())
     }
@@ -172,6 +187,46 @@ impl Host {
             _ => Ok(()),
         }
     }
+}
+
+/// What is served to other members: over gRPC, and over the socket for those of the same host.
+#[derive(Clone)]
+pub struct MemberService {
+    /// Over gRPC.
+    pub routes: Routes,
+    /// Serves the socket until it is told to end, and what was taken until then is answered.
+    pub streams: Arc<dyn Fn(UnixListener, CancellationToken) -> BoxFuture<'static, ()> + Send + Sync>,
+}
+
+/// Serves members on another runtime. `end`: when that ends, and what calls under way get then.
+///
+/// # Errors
+/// When a listener cannot be moved there.
+pub fn serve_members(
+    runtime: &Handle,
+    listener: MemberListener,
+    service: MemberService,
+    end: (CancellationToken, Duration),
+) -> Result<impl Future<Output = Result<()>> + Send + 'static> {
+    let moved = listener.moved()?;
+    let (close, grace) = end;
+    let server = runtime.spawn(async move {
+        let MemberListener { tcp, same_host } = moved().map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?;
+        let grpc = conclave_router::serve_members(tcp, service.routes, close.clone(), grace);
+        let streams = async {
+            let Some((socket, _)) = same_host else { return Ok(()) };
+            let over = async {
+                close.cancelled().await;
+                tokio::time::sleep(grace).await;
+            };
+            tokio::select! {
+                () = (service.streams)(socket, close.clone()) => Ok(()),
+                () = over => Ok(()),
+            }
+        };
+        tokio::try_join!(grpc, streams)
+    });
+    Ok(async move { server.await?.map(|_| ()).map_err(anyhow::Error::from) })
 }
 
 /// Marks the process as one that cannot go on and ends it in order.

@@ -7,10 +7,10 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use conclave_cluster::{EtcdConfig, EtcdMembership, Member, MemberState, Membership, Role};
+use conclave_cluster::{EtcdConfig, EtcdMembership, Member, MemberState, Membership, Role, SameHost};
 use conclave_model::Checkpoint;
 use conclave_proto::InstanceId;
-use conclave_serve::args::ClusterArgs;
+use conclave_serve::{args::ClusterArgs, listen::MemberListener};
 
 /// Joins the coordinator that the flags name.
 ///
@@ -35,6 +35,17 @@ pub fn advertised(args: &ClusterArgs, listening: SocketAddr) -> Result<String> {
     Ok(format!("http://{listening}"))
 }
 
+/// Whether this process talks to members of its host over Unix sockets.
+pub fn near(args: &ClusterArgs) -> bool {
+    args.same_host == conclave_serve::same_host::SameHost::Auto
+}
+
+/// The way for members of the same host that a record offers.
+pub fn same_host(args: &ClusterArgs, listener: &MemberListener) -> Option<SameHost> {
+    let (host, socket) = (args.same_host.host()?, listener.socket()?.to_owned());
+    Some(SameHost { host, socket })
+}
+
 /// A record in state loading, without cells.
 pub fn record(instance: &str, role: Role, address: String, checkpoint: &Checkpoint, numerics: String) -> Member {
     Member {
@@ -42,6 +53,7 @@ pub fn record(instance: &str, role: Role, address: String, checkpoint: &Checkpoi
         role,
         state: MemberState::Loading,
         address,
+        same_host: None,
         cells: Vec::new(),
         fingerprint: checkpoint.fingerprint().to_owned(),
         numerics,

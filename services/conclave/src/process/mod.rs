@@ -8,7 +8,7 @@ pub mod device;
 pub mod expert;
 pub mod expert_node;
 mod front;
-mod host;
+pub mod host;
 pub mod in_process;
 pub mod member;
 mod metrics;

@@ -5,23 +5,30 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use clap::Args;
 use conclave_cluster::{MakeMember, Member, MemberState, Membership, Role};
-use conclave_dispatch::{DispatchConfig, Dispatcher, GrpcShards, ModelShape, serve_dispatch};
+use conclave_dispatch::{DispatchConfig, Dispatcher, ModelShape, RemoteShards, serve_dispatch, serve_dispatch_streams};
 use conclave_model::Checkpoint;
 use conclave_router::{
     Role as Part, RouterService, dispatch_routes,
     front::{ClusterLoad, GrpcAttention, NoLoad},
 };
 use conclave_serve::{
+    Lane, Stirrer,
     args::{ClusterArgs, LogArgs},
-    listen, telemetry,
+    listen::{self, MemberListener},
+    telemetry,
 };
+use futures::FutureExt;
 use prometheus::Registry;
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::{
+    net::TcpListener,
+    runtime::{Handle, Runtime},
+};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     FrontArgs, ModelArgs,
     connectors::DispatcherLoad,
-    host::{self, Host},
+    host::{self, Host, MemberService},
     member,
 };
 
@@ -44,8 +51,9 @@ pub struct RouterArgs {
     /// What this router does.
     #[arg(long, env = "CONCLAVE_ROLE", value_name = "front|dispatch|both", default_value = "both")]
     role: Part,
-    /// Threads that move a layer's rows, apart from those that tokenise and answer.
-    #[arg(long, env = "CONCLAVE_DISPATCH_THREADS", value_name = "N", default_value = "2")]
+    /// Threads that move a layer's rows, apart from those that tokenise and answer. One is quickest for a few attention
+    /// replicas; many may need more.
+    #[arg(long, env = "CONCLAVE_DISPATCH_THREADS", value_name = "N", default_value = "1")]
     dispatch_threads: usize,
     /// Longest time, in seconds, to finish what is under way when told to end.
     #[arg(long, env = "CONCLAVE_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30")]
@@ -59,42 +67,77 @@ pub struct RouterArgs {
 pub async fn run(args: RouterArgs) -> Result<()> {
     let instance = args.cluster.instance("router")?;
     let guard = telemetry::init(&args.log.telemetry("conclave-router", &instance))?;
-    let dispatch = dispatch_runtime(args.dispatch_threads)?;
+    let dispatch = DispatchRuntime::start(args.dispatch_threads)?;
     let ended = live(&args, &instance, &dispatch).await;
-    dispatch.shutdown_background();
+    dispatch.end();
     guard.shutdown().await;
     ended
 }
 
 /// Dispatch has threads of its own, so that tokenising never delays a layer.
-fn dispatch_runtime(threads: usize) -> Result<Runtime> {
-    if !(1..=256).contains(&threads) {
-        anyhow::bail!("--dispatch-threads: found {threads}, expected 1 to 256");
-    }
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    Ok(builder.worker_threads(threads).thread_name("dispatch").enable_all().build()?)
+enum DispatchRuntime {
+    /// One thread: no message waits for another thread to wake up.
+    Lane(Arc<Lane>),
+    /// Several.
+    Threads(Runtime),
 }
 
-async fn live(args: &RouterArgs, instance: &str, dispatch_runtime: &Runtime) -> Result<()> {
+impl DispatchRuntime {
+    fn start(threads: usize) -> Result<Self> {
+        if !(1..=256).contains(&threads) {
+            anyhow::bail!("--dispatch-threads: found {threads}, expected 1 to 256");
+        }
+        if threads == 1 {
+            return Ok(Self::Lane(Lane::start("dispatch")?));
+        }
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        Ok(Self::Threads(builder.worker_threads(threads).thread_name("dispatch").enable_all().build()?))
+    }
+
+    fn handle(&self) -> &Handle {
+        match self {
+            Self::Lane(lane) => lane.handle(),
+            Self::Threads(runtime) => runtime.handle(),
+        }
+    }
+
+    fn stirrer(&self) -> Option<Stirrer> {
+        match self {
+            Self::Lane(lane) => Some(lane.stirrer().clone()),
+            Self::Threads(_) => None,
+        }
+    }
+
+    fn end(self) {
+        match self {
+            Self::Lane(lane) => drop(lane),
+            Self::Threads(runtime) => runtime.shutdown_background(),
+        }
+    }
+}
+
+async fn live(args: &RouterArgs, instance: &str, runtime: &DispatchRuntime) -> Result<()> {
     let mut host = Host::new("router", Duration::from_secs(args.drain_timeout))?;
     let http = listen::bind(&args.front.http).await?;
-    let (public, dispatch) = (
-        bind_if(args.role.is_front(), &args.front.grpc).await?,
-        bind_if(args.role.hosts_dispatch(), &args.dispatch).await?,
-    );
-    let listening = dispatch.as_ref().or(public.as_ref()).map(TcpListener::local_addr).transpose()?;
-    let address = member::advertised(&args.cluster, listening.context("a role that listens")?)?;
+    let (public, dispatch) = bind(args, instance).await?;
+    let listening = match (&dispatch, &public) {
+        (Some(dispatch), _) => dispatch.local_addr()?,
+        (None, public) => public.as_ref().context("a role that listens")?.local_addr()?,
+    };
+    let address = member::advertised(&args.cluster, listening)?;
     let checkpoint = args.model.open().await?;
     let membership = member::connect(&args.cluster).await?;
 
-    let dispatcher = dispatch.is_some().then(|| dispatcher(&checkpoint, &*membership, &host.registry)).flatten();
+    let here = args.cluster.same_host.host();
+    let same_host = dispatch.as_ref().and_then(|listener| member::same_host(&args.cluster, listener));
+    let dispatcher = dispatch.is_some().then(|| dispatcher(&checkpoint, here, &*membership, &host.registry)).flatten();
     if let (Some(listener), Some(dispatcher)) = (dispatch, &dispatcher) {
-        let _inside = dispatch_runtime.enter();
-        let routes = dispatch_routes(serve_dispatch(dispatcher.clone(), host.inner_close()));
-        host.serve_inner_grpc(dispatch_runtime.handle(), listener, routes)?;
+        let served = dispatch_service(instance, dispatcher, host.inner_close(), runtime.stirrer());
+        host.serve_inner_members(runtime.handle(), listener, served)?;
     }
     let record = Member {
         hosts_dispatch: dispatcher.is_some(),
+        same_host,
         ..member::record(instance, Role::Router, address, &checkpoint, String::new())
     };
     let make: MakeMember = Arc::new(move |_| Ok(record.clone()));
@@ -117,14 +160,44 @@ struct Listeners {
     grpc: TcpListener,
 }
 
-async fn bind_if(wanted: bool, address: &str) -> Result<Option<TcpListener>> {
-    Ok(if wanted { Some(listen::bind(address).await?) } else { None })
+/// Where the public API and dispatch listen, as far as this router has them.
+async fn bind(args: &RouterArgs, instance: &str) -> Result<(Option<TcpListener>, Option<MemberListener>)> {
+    let public = match args.role.is_front() {
+        true => Some(listen::bind(&args.front.grpc).await?),
+        false => None,
+    };
+    let near = member::near(&args.cluster).then_some(instance);
+    let dispatch = match args.role.hosts_dispatch() {
+        true => Some(MemberListener::bind(&args.dispatch, near).await?),
+        false => None,
+    };
+    Ok((public, dispatch))
+}
+
+/// Dispatch for attention replicas.
+pub fn dispatch_service(
+    instance: &str,
+    dispatcher: &Arc<Dispatcher>,
+    stop: CancellationToken,
+    stirrer: Option<Stirrer>,
+) -> MemberService {
+    let routes = dispatch_routes(serve_dispatch(dispatcher.clone(), stop, stirrer.clone()));
+    let (instance, dispatcher) = (instance.to_owned(), dispatcher.clone());
+    let streams = Arc::new(move |listener, stop| {
+        serve_dispatch_streams(dispatcher.clone(), instance.clone(), listener, stop, stirrer.clone()).boxed()
+    });
+    MemberService { routes, streams }
 }
 
 /// `None` for a model without experts.
-fn dispatcher(checkpoint: &Checkpoint, membership: &dyn Membership, registry: &Registry) -> Option<Arc<Dispatcher>> {
+fn dispatcher(
+    checkpoint: &Checkpoint,
+    here: Option<String>,
+    membership: &dyn Membership,
+    registry: &Registry,
+) -> Option<Arc<Dispatcher>> {
     let config = DispatchConfig::new(checkpoint.fingerprint());
-    let shards = Arc::new(GrpcShards::new(checkpoint.fingerprint(), config.connect_timeout));
+    let shards = Arc::new(RemoteShards::new(checkpoint.fingerprint(), config.connect_timeout, here));
     ModelShape::new(checkpoint.config()).map(|shape| Dispatcher::new(config, shape, membership, shards, registry))
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use conclave_cluster::{LocalMembership, Member, MemberState, Membership, Registration, Role};
@@ -158,6 +159,7 @@ pub(crate) fn member(name: &str, address: &str, groups: &[u32], fingerprint: &st
         role: Role::Expert,
         state: MemberState::Ready,
         address: address.into(),
+        same_host: None,
         cells: cells(groups),
         fingerprint: fingerprint.into(),
         numerics: "n".into(),
@@ -204,4 +206,38 @@ pub(crate) async fn dispatch<D: Device>(
         &Registry::new(),
     );
     dispatcher.call(input).await.unwrap()
+}
+
+/// A row that waits behind batches that take long, at a shard that gives a sign every few milliseconds.
+pub(crate) async fn a_queued_batch_gets_signs_of_life(link: Arc<dyn ShardLink>) {
+    let ahead: Vec<_> = (0..10)
+        .map(|step| {
+            // As many experts a row as the model has: more to compute than to send.
+            let link = link.clone();
+            let large = ExpertBatch {
+                groups: vec![0, 1],
+                experts: (0..6).collect(),
+                counts: vec![4096; 6],
+                row_index: (0..6).flat_map(|_| 0..4096).collect(),
+                weights: vec![1.0; 6 * 4096],
+                ..batch(Dtype::F32, step, 4096, 0)
+            };
+            tokio::spawn(async move { link.compute(large).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let (small, behind) = (batch(Dtype::F32, 100, 1, 0), link.clone());
+    let id = small.id.unwrap();
+    let behind = tokio::spawn(async move { behind.compute(small).await });
+    let mut signs = 0;
+    while !behind.is_finished() {
+        signs += usize::from(link.last_sign(id).is_some());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(signs > 0, "no sign while it waited");
+    assert!(behind.await.unwrap().unwrap().error.is_none());
+    assert_eq!(link.last_sign(id), None, "it has been answered");
+    for large in ahead {
+        assert_eq!(large.await.unwrap().unwrap().sums.len(), 1, "a sign is no answer");
+    }
 }

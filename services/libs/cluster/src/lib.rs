@@ -17,6 +17,6 @@ pub use etcd::{EtcdConfig, EtcdMembership};
 pub use health::{Health, HealthPolicy, Use};
 pub use local::LocalMembership;
 pub use map::{CellMap, Replica};
-pub use member::{ClusterView, Member, MemberState, Role};
+pub use member::{ClusterView, Member, MemberState, Role, SameHost};
 pub use membership::{ClusterError, MakeMember, Membership, Registration};
 pub use placement::{CellShape, Loads, choose};

@@ -49,6 +49,15 @@ pub enum MemberState {
     Leaving,
 }
 
+/// Where members of the same host reach one without the network stack.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SameHost {
+    /// Names the host's boot: equal where it is the same machine, whatever the container.
+    pub host: String,
+    /// Name of an abstract Unix socket. Within another network namespace it cannot be reached.
+    pub socket: String,
+}
+
 /// One member. Stored as JSON under `/conclave/<cluster>/members/<role>/<instance>`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -60,6 +69,9 @@ pub struct Member {
     pub state: MemberState,
     /// `http://host:port` of its gRPC server.
     pub address: String,
+    /// Its way for members of the same host, if it offers one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub same_host: Option<SameHost>,
     /// Cells claimed or held, ascending; experts only.
     pub cells: Vec<CellId>,
     /// Of its checkpoint.
@@ -70,6 +82,14 @@ pub struct Member {
     pub hosts_dispatch: bool,
     /// When it registered, milliseconds since the Unix epoch.
     pub since_ms: u64,
+}
+
+impl Member {
+    /// Its socket, for a process on `host` that uses such; `None`: it is to be reached over TCP.
+    pub fn socket_on(&self, host: Option<&str>) -> Option<&str> {
+        let same = self.same_host.as_ref().filter(|same| host == Some(&same.host))?;
+        Some(&same.socket)
+    }
 }
 
 /// All members known at one moment, by role, then instance.
@@ -117,6 +137,32 @@ impl ClusterView {
 }
 
 #[cfg(test)]
+mod tests {
+    use super::{SameHost, fixture};
+
+    #[test]
+    fn a_record_without_a_way_for_the_same_host_is_read() {
+        let record = fixture::expert("a", &[0]);
+        let written = serde_json::to_string(&record).unwrap();
+        assert!(!written.contains("same_host"), "{written}");
+        assert_eq!(serde_json::from_str::<super::Member>(&written).unwrap(), record);
+        let same_host = Some(SameHost { host: "h".into(), socket: "s".into() });
+        let record = super::Member { same_host, ..record };
+        let read: super::Member = serde_json::from_str(&serde_json::to_string(&record).unwrap()).unwrap();
+        assert_eq!(read, record);
+    }
+
+    #[test]
+    fn a_socket_is_for_those_of_the_same_host_that_use_it() {
+        let same_host = Some(SameHost { host: "here".into(), socket: "s".into() });
+        let near = super::Member { same_host, ..fixture::expert("a", &[0]) };
+        assert_eq!(near.socket_on(Some("here")), Some("s"));
+        assert_eq!((near.socket_on(Some("there")), near.socket_on(None)), (None, None));
+        assert_eq!(fixture::expert("b", &[0]).socket_on(Some("here")), None);
+    }
+}
+
+#[cfg(test)]
 pub(crate) mod fixture {
     use conclave_proto::GroupId;
 
@@ -137,6 +183,7 @@ pub(crate) mod fixture {
             role: Role::Expert,
             state: MemberState::Ready,
             address: format!("http://{instance}:1"),
+            same_host: None,
             cells: cells(groups),
             fingerprint: "f".into(),
             numerics: "reference-1".into(),

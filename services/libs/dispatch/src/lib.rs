@@ -4,6 +4,7 @@
 //! cell ([`plan`]), sends each shard the rows it needs, and adds the partial sums over the cell tree ([`combine`]).
 
 mod answer;
+mod attempt;
 mod call;
 pub mod combine;
 mod condition;
@@ -11,19 +12,20 @@ mod config;
 mod dispatcher;
 mod error;
 pub mod gate;
-mod grpc;
 mod input;
 mod link;
 mod metrics;
 pub mod plan;
 mod predict;
+mod remote;
 mod shape;
 mod shards;
+pub mod stream;
 mod work;
 
 pub use config::DispatchConfig;
 pub use dispatcher::Dispatcher;
 pub use error::MoeError;
-pub use grpc::{DispatchService, GrpcShards, RemoteConfig, RemoteDispatch, serve_dispatch};
-pub use link::{LinkError, MoeLink, ShardConnector, ShardLink};
+pub use link::{LinkError, MoeLink, ShardConnector, ShardLink, Transport};
+pub use remote::{DispatchService, RemoteConfig, RemoteDispatch, RemoteShards, serve_dispatch, serve_dispatch_streams};
 pub use shape::{GateConfig, ModelShape, WeightRule};

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use conclave_cluster::Member;
-use conclave_proto::v1::{ExpertBatch, ExpertResult, MoeInput, MoeOutput};
+use conclave_proto::v1::{ExpertBatch, ExpertResult, MoeInput, MoeOutput, WorkId};
+use tokio::time::Instant;
 
 /// Why a batch did not come back from a shard.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -29,6 +30,41 @@ pub trait ShardLink: Send + Sync + 'static {
     /// Whether the other side is still there, as far as is known without asking.
     fn alive(&self) -> bool {
         true
+    }
+
+    /// When the shard last said that it works, and this work waits for its turn or is being done.
+    fn last_sign(&self, _work: WorkId) -> Option<Instant> {
+        None
+    }
+
+    /// How messages go.
+    fn transport(&self) -> Transport {
+        Transport::InProcess
+    }
+}
+
+/// How messages go to a shard or a router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// They are not encoded.
+    InProcess,
+    /// Over a Unix socket.
+    SameHost,
+    /// Over TCP.
+    Tcp,
+}
+
+impl Transport {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::InProcess, Self::SameHost, Self::Tcp];
+
+    /// Name in metrics and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InProcess => "in-process",
+            Self::SameHost => "same-host",
+            Self::Tcp => "tcp",
+        }
     }
 }
 

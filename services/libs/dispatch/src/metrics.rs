@@ -2,8 +2,11 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, exponential_buckets,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    exponential_buckets,
 };
+
+use crate::link::Transport;
 
 /// Metrics of one dispatcher.
 #[derive(Debug, Clone)]
@@ -13,6 +16,7 @@ pub(crate) struct Metrics {
     pub(crate) shard_seconds: HistogramVec,
     pub(crate) shard_rows: IntCounterVec,
     pub(crate) cell_rows: IntCounterVec,
+    links: IntGaugeVec,
     pub(crate) retries: IntCounterVec,
     pub(crate) hedges: IntCounter,
     pub(crate) groups_per_row: Histogram,
@@ -33,12 +37,33 @@ impl Metrics {
             shard_seconds: maker.histograms("shard_seconds", "Time until a shard's answer.", latency(), &["shard"]),
             shard_rows: maker.counters("shard_rows_total", "Rows sent to a shard.", &["shard"]),
             cell_rows: maker.counters("cell_rows_total", "(row, expert) pairs sent to a cell.", &["cell"]),
+            links: maker.gauges(
+                "links",
+                "How messages go to a shard: 1 beside its transport.",
+                &["shard", "transport"],
+            ),
             retries: maker.counters("retries_total", "Batches sent again, by reason.", &["reason"]),
             hedges: maker.counter("hedges_total", "Batches sent to a second replica because the first was slow."),
             groups_per_row: maker.histogram("groups_per_row", "Expert groups that a row of a layer touches.", counts()),
             groups_per_row_max: maker.gauge("groups_per_row_max", "Most expert groups that a row has touched."),
             shards_per_call: maker.histogram("shards_per_call", "Shards that took part in a layer call.", counts()),
             no_replica_waits: maker.counter("no_replica_waits_total", "Waits for a cell without a usable replica."),
+        }
+    }
+}
+
+impl Metrics {
+    /// Messages go to a shard this way.
+    pub(crate) fn link(&self, shard: &str, transport: Transport) {
+        self.unlink(shard);
+        self.links.with_label_values(&[shard, transport.name()]).set(1);
+    }
+
+    /// There is no link to a shard any more.
+    pub(crate) fn unlink(&self, shard: &str) {
+        for transport in Transport::ALL {
+            // Fails only where there is no such series.
+            let _ = self.links.remove_label_values(&[shard, transport.name()]);
         }
     }
 }
@@ -60,6 +85,10 @@ impl Maker<'_> {
 
     fn gauge(&self, name: &str, help: &str) -> IntGauge {
         self.add(IntGauge::new(full(name), help))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(full(name), help), labels))
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {

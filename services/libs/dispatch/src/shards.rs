@@ -9,7 +9,7 @@ use prometheus::{Histogram, IntCounter};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::condition::{Condition, Trouble};
-use crate::link::{LinkError, ShardConnector, ShardLink};
+use crate::link::{LinkError, ShardConnector, ShardLink, Transport};
 use crate::metrics::Metrics;
 use crate::plan::Candidate;
 use crate::predict::Rate;
@@ -25,6 +25,7 @@ pub(crate) struct Shard {
     link: tokio::sync::Mutex<Option<Arc<dyn ShardLink>>>,
     pub(crate) seconds: Histogram,
     pub(crate) rows: IntCounter,
+    metrics: Metrics,
 }
 
 #[derive(Default)]
@@ -51,6 +52,7 @@ impl Shard {
             rows: metrics.shard_rows.with_label_values(&[name]),
             state: Mutex::default(),
             link: tokio::sync::Mutex::default(),
+            metrics: metrics.clone(),
             member,
         }
     }
@@ -122,8 +124,14 @@ impl Shard {
         }
         *slot = None;
         let made = connect(connector, &self.member, timeout).await?;
+        self.linked(made.transport());
         *slot = Some(made.clone());
         Ok(made)
+    }
+
+    fn linked(&self, transport: Transport) {
+        tracing::info!(shard = %self.member.instance, transport = transport.name(), "connected");
+        self.metrics.link(&self.member.instance.0, transport);
     }
 
     /// Work of some pairs goes out.
@@ -206,6 +214,7 @@ async fn probe_until_back(shard: Weak<Shard>, connector: Arc<dyn ShardConnector>
         }
         match connect(connector.as_ref(), &shard.member, limit).await {
             Ok(link) => {
+                shard.linked(link.transport());
                 *shard.link.lock().await = Some(link);
                 shard.state().condition.connected();
             }
@@ -248,6 +257,7 @@ impl Table {
             // Fails only where there is no such series.
             let _ = metrics.shard_seconds.remove_label_values(&[&gone.instance().0]);
             let _ = metrics.shard_rows.remove_label_values(&[&gone.instance().0]);
+            metrics.unlink(&gone.instance().0);
         }
         for member in map.refused().iter().filter(|member| !self.refused.contains(member)) {
             let (shard, found) = (&member.instance, &member.fingerprint);
@@ -258,7 +268,9 @@ impl Table {
 }
 
 fn same_process(a: &Member, b: &Member) -> bool {
-    (&a.instance, &a.address, &a.numerics, a.since_ms) == (&b.instance, &b.address, &b.numerics, b.since_ms)
+    let process =
+        |m: &Member| (m.instance.clone(), m.address.clone(), m.same_host.clone(), m.numerics.clone(), m.since_ms);
+    process(a) == process(b)
 }
 
 /// The numerics id whose shards hold the most groups between them; the first by name among equals.

@@ -84,6 +84,25 @@ async fn once_the_speed_is_known_a_hang_is_noticed_sooner() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_shard_that_is_at_other_work_and_says_so_does_not_hang() {
+    let cluster = two_replicas().await;
+    let mut retries = Vec::new();
+    for mood in [Mood::Slow(Duration::from_secs(4)), Mood::Queued(Duration::from_secs(4))] {
+        cluster.shard("b").set(Mood::Gone);
+        cluster.shard("a").set(Mood::Slow(Duration::from_millis(2)));
+        for step in 0..10 {
+            cluster.dispatcher.call(MoeInput { step, ..input(100, 1) }).await.unwrap();
+        }
+        cluster.shard("a").set(mood);
+        let started = Instant::now();
+        cluster.dispatcher.call(input(100, 1)).await.unwrap();
+        assert_eq!(started.elapsed().as_secs(), 4, "its answer is waited for");
+        retries.push(cluster.metric("conclave_dispatch_retries_total"));
+    }
+    assert!(retries[0] >= 1.0 && retries[1] == retries[0], "{retries:?}: silent, then with signs of life");
+}
+
+#[tokio::test(start_paused = true)]
 async fn slow_calls_are_hedged_but_only_two_in_a_hundred() {
     let cluster = two_replicas().await;
     let (quick, slow) = (Mood::Slow(Duration::from_millis(1)), Mood::Slow(Duration::from_millis(900)));
@@ -127,7 +146,7 @@ async fn a_budget_ends_the_wait_for_a_replica_and_still_names_the_cell() {
     input.budget_us = 500_000;
     let started = Instant::now();
     let error = cluster.dispatcher.call(input).await.unwrap_err();
-    assert!(matches!(error, MoeError::NoReplica { .. }), "{error}");
+    assert!(matches!(error, MoeError::NoReplica { waited_ms: 500, .. }), "{error}");
     assert_eq!(started.elapsed().as_millis(), 500);
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::same_host::SameHost;
 use crate::telemetry::{LogFormat, TelemetryConfig};
 
 /// Logs and traces.
@@ -51,6 +52,9 @@ pub struct ClusterArgs {
     /// Address under which the others reach this process, http://host:port; by default the one it listens on.
     #[arg(long, env = "CONCLAVE_ADVERTISE", value_name = "URL", value_parser = endpoint)]
     pub advertise: Option<String>,
+    /// Whether members of the same host talk over Unix sockets rather than TCP, where they can.
+    #[arg(long, env = "CONCLAVE_SAME_HOST", value_enum, default_value = "auto")]
+    pub same_host: SameHost,
 }
 
 impl ClusterArgs {
@@ -140,6 +144,7 @@ mod tests {
             (&["x", "--etcd", "a:1", "--id", "a/b"], "'/'"),
             (&["x", "--etcd", "a:1", "--cluster", ""], "expected 1 to 63"),
             (&["x", "--etcd", "a:1", "--log-format", "xml"], "xml"),
+            (&["x", "--etcd", "a:1", "--same-host", "on"], "[possible values: auto, off]"),
         ] {
             let error = Command::try_parse_from(args).expect_err("refused").to_string();
             assert!(error.contains(reason), "{args:?}: {error}");

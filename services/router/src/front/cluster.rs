@@ -114,6 +114,7 @@ fn describe(member: &Member, now_ms: u64, load: Option<u32>, health: String) -> 
         MemberState::Ready => "ready",
         MemberState::Leaving => "leaving",
     };
+    let same_host = member.same_host.as_ref();
     v1::ClusterMember {
         instance: member.instance.0.clone(),
         role: role.to_owned(),
@@ -125,6 +126,8 @@ fn describe(member: &Member, now_ms: u64, load: Option<u32>, health: String) -> 
         age_ms: now_ms.saturating_sub(member.since_ms),
         load: load.unwrap_or(0),
         health,
+        host: same_host.map_or_else(String::new, |same| same.host.clone()),
+        socket: same_host.map_or_else(String::new, |same| same.socket.clone()),
     }
 }
 

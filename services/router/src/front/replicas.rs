@@ -208,6 +208,7 @@ mod tests {
             role: Role::Attention,
             state,
             address: String::new(),
+            same_host: None,
             cells: Vec::new(),
             fingerprint: fingerprint.to_owned(),
             numerics: numerics.to_owned(),

@@ -112,6 +112,7 @@ pub(crate) fn attention(name: &str, numerics: &str) -> Member {
         role: Role::Attention,
         state: MemberState::Ready,
         address: format!("http://{name}.invalid:1"),
+        same_host: None,
         cells: Vec::new(),
         fingerprint: FINGERPRINT.to_owned(),
         numerics: numerics.to_owned(),

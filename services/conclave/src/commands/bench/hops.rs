@@ -1,15 +1,16 @@
 //! How long a layer's way to the routed experts and back takes, one row at a time.
 //!
-//! A call is measured as the attention service makes it: from a thread outside of the async runtime that hands the row to
-//! the runtime and sleeps until the sum is there. It holds everything between the gate logits and the sum: gate, plan,
+//! A call is measured as the attention service makes it: from a thread that runs the connections itself while it waits for
+//! the sum. It holds everything between the gate logits and the sum: gate, plan,
 //! messages, queue, grouped FFN and combine.
 //!
-//! An *empty* layer is one of a tiny model ([`Rig`]), so that little is left but the way. Three ways are measured:
+//! An *empty* layer is one of a tiny model ([`Rig`]), so that little is left but the way. These ways are measured:
 //! - in process: dispatch and shard are called, no message is encoded;
 //! - embedded: dispatch beside the caller, the shard behind gRPC: two hops;
 //! - through a router: dispatch behind gRPC as well: four hops.
 //!
-//! Servers are in this process, but on threads of their own and behind loopback connections. What a call cannot show:
+//! The latter two over the Unix sockets of members of one host, and over loopback TCP. Servers are in this process, but on
+//! threads of their own. What a call cannot show:
 //! another machine's network, and other work on the same threads.
 //!
 //! A *layer call* is the same for a layer of the model that is measured, its experts' weights included.
@@ -20,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use conclave_cluster::{LocalMembership, Member, MemberState, Registration, Role};
+use conclave_cluster::{LocalMembership, Member, MemberState, Registration, Role, SameHost};
 use conclave_dispatch::{MoeLink, RemoteConfig, RemoteDispatch};
 use conclave_kernels::{Device, Dtype, activation};
 use conclave_model::{Checkpoint, ModelConfig};
@@ -28,8 +29,7 @@ use conclave_proto::{
     InstanceId,
     v1::{Activation, Cluster, ClusterMember, MoeInput},
 };
-use conclave_serve::id;
-use tokio::{runtime::Handle, sync::oneshot};
+use conclave_serve::{Lane, id, same_host::SameHost::Auto};
 
 use super::{
     limits::Costs,
@@ -61,11 +61,13 @@ pub struct Calls {
 pub async fn empty_layer<D: Device>(device: &Arc<D>, count: Calls) -> Result<Vec<Figure>> {
     let rig = Rig::start(device).await?;
     let row = Row::of(rig.checkpoint.config(), device.activation()).context("a model with experts")?;
-    let (checkpoint, cluster) = (&rig.checkpoint, &rig.cluster);
-    let ways: [(&str, Arc<dyn MoeLink>); 3] = [
-        ("hop, in process", dispatcher(checkpoint, cluster, rig.shards.clone())?),
-        ("hop, embedded", grpc_dispatcher(checkpoint, cluster)?),
-        ("hop, through a router", through_router(checkpoint, cluster)?),
+    let (checkpoint, tcp, near) = (&rig.checkpoint, &rig.tcp, &rig.same_host);
+    let ways: [(&str, Arc<dyn MoeLink>); 5] = [
+        ("hop, in process", dispatcher(checkpoint, tcp, rig.shards.clone())?),
+        ("hop, embedded, same host", grpc_dispatcher(checkpoint, near)?),
+        ("hop, embedded, TCP", grpc_dispatcher(checkpoint, tcp)?),
+        ("hop, through a router, same host", through_router(checkpoint, near)?),
+        ("hop, through a router, TCP", through_router(checkpoint, tcp)?),
     ];
     let mut figures = Vec::new();
     for (name, link) in ways {
@@ -118,7 +120,7 @@ pub async fn cluster_layer_calls(
 /// Dispatch at a router's address.
 fn through_router(checkpoint: &Checkpoint, cluster: &LocalMembership) -> Result<Arc<dyn MoeLink>> {
     let config = RemoteConfig::new(checkpoint.fingerprint(), id::random_u64()?);
-    Ok(RemoteDispatch::new(RemoteConfig { no_router_timeout: NOBODY_THERE, ..config }, cluster))
+    Ok(RemoteDispatch::new(RemoteConfig { no_router_timeout: NOBODY_THERE, host: Auto.host(), ..config }, cluster))
 }
 
 /// The routers and the shards of a cluster as its API shows them.
@@ -139,6 +141,8 @@ fn record(member: &ClusterMember, role: Role) -> Member {
         role,
         state: MemberState::Ready,
         address: member.address.clone(),
+        same_host: (!member.socket.is_empty())
+            .then(|| SameHost { host: member.host.clone(), socket: member.socket.clone() }),
         cells: member.cells.iter().copied().map(Into::into).collect(),
         fingerprint: member.fingerprint.clone(),
         numerics: member.numerics.clone(),
@@ -184,7 +188,7 @@ impl Row {
 
 /// Median times of calls of one row.
 async fn measure(name: &str, link: Arc<dyn MoeLink>, row: Row, count: Calls) -> Result<Figure> {
-    let runtime = Handle::current();
+    let lane = Lane::start("bench-lane")?;
     let samples = blocking("layer calls", move || {
         let (caller, mut random, mut step) = (id::random_u64()?, SplitMix(1), 0);
         let deadline = Instant::now() + count.limit;
@@ -192,7 +196,7 @@ async fn measure(name: &str, link: Arc<dyn MoeLink>, row: Row, count: Calls) -> 
             let mut times = Vec::with_capacity(calls);
             while times.len() < calls && Instant::now() < deadline {
                 step += 1;
-                times.push(call(&runtime, &link, row.input(caller, step, &mut random))?);
+                times.push(call(&lane, &link, row.input(caller, step, &mut random))?);
             }
             Ok(percentile(&times, 50.0).map(|seconds| seconds * 1e6))
         };
@@ -208,12 +212,12 @@ async fn measure(name: &str, link: Arc<dyn MoeLink>, row: Row, count: Calls) -> 
 }
 
 /// Seconds of one call, made as the attention service makes it.
-fn call(runtime: &Handle, link: &Arc<dyn MoeLink>, input: MoeInput) -> Result<f64> {
+fn call(lane: &Lane, link: &Arc<dyn MoeLink>, input: MoeInput) -> Result<f64> {
     let link = link.clone();
     let started = Instant::now();
-    let (answer, receiver) = oneshot::channel();
-    runtime.spawn(async move { answer.send(link.moe(input).await).ok() });
-    let output = receiver.blocking_recv().context("the runtime has ended")??;
+    let call = lane.spawn_and_turn(async move { link.moe(input).await });
+    lane.stirrer().stir();
+    let output = lane.block_on(call)??;
     let elapsed = started.elapsed().as_secs_f64();
     match output.error {
         Some(error) => bail!(error.message),
@@ -232,7 +236,7 @@ mod tests {
         let device = Arc::new(Reference::new(Pool::new(1).unwrap()));
         let count = Calls { repeat: 2, calls: 3, limit: Duration::from_secs(60) };
         let figures = empty_layer(&device, count).await.unwrap();
-        assert_eq!(figures.len(), 4);
+        assert_eq!(figures.len(), 6);
         for figure in &figures {
             assert!(!figure.samples.is_empty(), "{figure:?}");
             assert!(figure.samples.iter().all(|time| *time > 0.1 && *time < 1e7), "{figure:?}");

@@ -42,8 +42,9 @@ Prompts are random token ids, the same in every run; decoding is greedy and goes
                and the same output would take one after the other, by the time that they took together
   layer call   one row through one MoE layer of the model, from the gate logits to the sum
   hop          the same for a tiny model, so that little but the way is left. In process; embedded: dispatch
-               beside the caller, the shard behind gRPC (two hops); through a router: both behind gRPC (four).
-               Servers are in this process, on threads of their own and behind loopback connections
+               beside the caller, the shard behind gRPC (two hops); through a router: both behind gRPC (four);
+               over Unix sockets, as members of the same host talk, and over loopback TCP.
+               Servers are in this process, on threads of their own
   ready        from opening the checkpoint to serving
   peak memory  resident, of all processes together
 

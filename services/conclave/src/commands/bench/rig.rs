@@ -1,5 +1,5 @@
 //! A tiny model (V2's structure, 128 wide, experts of 25 thousand parameters) with one shard and one router, served from
-//! this process at loopback addresses: each on a runtime with a thread of its own, as a process would be.
+//! this process at loopback addresses and Unix sockets: each on a lane of its own, as in a process of its own.
 
 use std::{
     collections::HashMap,
@@ -9,10 +9,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use conclave_cluster::{LocalMembership, Member, MemberState, Registration, Role};
-use conclave_dispatch::{
-    DispatchConfig, Dispatcher, GrpcShards, LinkError, ModelShape, ShardConnector, ShardLink, serve_dispatch,
-};
+use conclave_cluster::{LocalMembership, Member, MemberState, Registration, Role, SameHost};
+use conclave_dispatch::{DispatchConfig, Dispatcher, LinkError, ModelShape, RemoteShards, ShardConnector, ShardLink};
 use conclave_expert::ExpertConfig;
 use conclave_kernels::Device;
 use conclave_model::{
@@ -23,14 +21,20 @@ use conclave_proto::{
     CellId, GroupId, InstanceId,
     v1::{ExpertBatch, ExpertResult},
 };
-use conclave_router::{dispatch_routes, serve_grpc};
+use conclave_serve::{Lane, listen::MemberListener, same_host::SameHost::Auto};
 use prometheus::Registry;
 use tempfile::TempDir;
-use tokio::{net::TcpListener, runtime::Runtime};
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 
-use crate::process::{blocking, connectors::LocalShards, expert_node::ExpertNode, in_process::join, member};
+use crate::process::{
+    blocking,
+    connectors::LocalShards,
+    expert_node::ExpertNode,
+    host::{MemberService, serve_members},
+    in_process::join,
+    member,
+    router::dispatch_service,
+};
 
 /// Who has not been found for so long is not there.
 pub const NOBODY_THERE: Duration = Duration::from_secs(3);
@@ -39,8 +43,10 @@ pub const NOBODY_THERE: Duration = Duration::from_secs(3);
 pub struct Rig {
     /// The model.
     pub checkpoint: Arc<Checkpoint>,
-    /// Its shard and its router.
-    pub cluster: LocalMembership,
+    /// Its shard and a router, all over TCP.
+    pub tcp: LocalMembership,
+    /// The same shard and a router, all as members of one host.
+    pub same_host: LocalMembership,
     /// The shard, without its server.
     pub shards: Arc<dyn ShardConnector>,
     /// What it says of its work there.
@@ -59,29 +65,39 @@ impl Rig {
     pub async fn start<D: Device>(device: &Arc<D>) -> Result<Self> {
         let files = TempDir::new()?;
         let checkpoint = tiny_model(&files).await?;
-        let cluster = LocalMembership::new("bench");
+        let (tcp, same_host) = (LocalMembership::new("tcp"), LocalMembership::new("same host"));
 
         let cells: Vec<CellId> = (0..checkpoint.config().cell_groups() as u32).map(cell).collect();
         let (on, from, held) = (device.clone(), checkpoint.clone(), cells.clone());
         let load = move || ExpertNode::on(ExpertConfig::new("expert"), on, from, &held, &Registry::new());
         let node = blocking("load the tiny model", load).await?;
-        let shard = Server::start(node.routes).await?;
-        let record = member::record("expert", Role::Expert, shard.address.clone(), &checkpoint, device.numerics());
-        let expert = join(&cluster, Member { cells, state: MemberState::Ready, ..record }).await?;
-
-        let dispatch = serve_dispatch(grpc_dispatcher(&checkpoint, &cluster)?, CancellationToken::new());
-        let router = Server::start(dispatch_routes(dispatch)).await?;
-        let record = member::record("router", Role::Router, router.address.clone(), &checkpoint, String::new());
-        let dispatch = join(&cluster, Member { hosts_dispatch: true, state: MemberState::Ready, ..record }).await?;
+        let shard = Server::start("expert", node.lane.clone(), node.served).await?;
+        let record = member::record("expert", Role::Expert, String::new(), &checkpoint, device.numerics());
+        let expert = Member { cells, ..record };
+        let (mut servers, mut registrations) = (Vec::new(), Vec::new());
+        for (cluster, near) in [(&tcp, false), (&same_host, true)] {
+            registrations.push(join(cluster, shard.record(expert.clone(), near)).await?);
+            let lane = Lane::start("bench-dispatch")?;
+            let dispatcher = grpc_dispatcher(&checkpoint, cluster)?;
+            let stirrer = Some(lane.stirrer().clone());
+            let dispatch = dispatch_service("router", &dispatcher, CancellationToken::new(), stirrer);
+            let router = Server::start("router", lane, dispatch).await?;
+            let record = member::record("router", Role::Router, String::new(), &checkpoint, String::new());
+            let record = Member { hosts_dispatch: true, ..record };
+            registrations.push(join(cluster, router.record(record, near)).await?);
+            servers.push(router);
+        }
+        servers.push(shard);
         let busy = Busy::default();
         let link: Arc<dyn ShardLink> = Arc::new(Watched { link: node.link, busy: busy.clone() });
         Ok(Self {
             shards: Arc::new(LocalShards(HashMap::from([(InstanceId("expert".to_owned()), link)]))),
             checkpoint,
-            cluster,
+            tcp,
+            same_host,
             busy,
-            _servers: vec![router, shard],
-            _registrations: vec![expert, dispatch],
+            _servers: servers,
+            _registrations: registrations,
             _files: files,
         })
     }
@@ -142,7 +158,7 @@ fn cell(group: u32) -> CellId {
 /// When the model has no experts.
 pub fn grpc_dispatcher(checkpoint: &Checkpoint, cluster: &LocalMembership) -> Result<Arc<Dispatcher>> {
     let connect_timeout = dispatch_config(checkpoint).connect_timeout;
-    dispatcher(checkpoint, cluster, Arc::new(GrpcShards::new(checkpoint.fingerprint(), connect_timeout)))
+    dispatcher(checkpoint, cluster, Arc::new(RemoteShards::new(checkpoint.fingerprint(), connect_timeout, Auto.host())))
 }
 
 /// Dispatch to the shards of a cluster over links of the caller's choice.
@@ -162,45 +178,47 @@ fn dispatch_config(checkpoint: &Checkpoint) -> DispatchConfig {
     DispatchConfig { no_replica_timeout: NOBODY_THERE, ..DispatchConfig::new(checkpoint.fingerprint()) }
 }
 
-/// A gRPC server on a runtime of its own; ends when dropped.
+/// A gRPC server on a lane; ends when dropped.
 pub struct Server {
     /// `http://host:port`
     pub address: String,
+    /// Its socket for this host.
+    pub same_host: Option<SameHost>,
     stop: CancellationToken,
-    runtime: Option<Runtime>,
+    _lane: Arc<Lane>,
 }
 
 impl Server {
-    /// Serves at a free loopback port.
+    /// Serves at a free loopback port and on a socket for this host.
     ///
     /// # Errors
-    /// When there is no address or thread.
-    pub async fn start(routes: Routes) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+    /// When there is no address.
+    pub async fn start(name: &str, lane: Arc<Lane>, service: MemberService) -> Result<Self> {
+        let listener = MemberListener::bind("127.0.0.1:0", Some(name)).await?;
         let address = format!("http://{}", listener.local_addr()?);
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(1).thread_name("bench-server").enable_all().build()?;
+        let same_host = listener.socket().zip(Auto.host()).map(|(socket, host)| {
+            let socket = socket.to_owned();
+            SameHost { host, socket }
+        });
         let stop = CancellationToken::new();
-        let (listener, until) = (listener.into_std()?, stop.clone());
-        runtime.spawn(async move {
-            let served = async {
-                let listener = TcpListener::from_std(listener)?;
-                serve_grpc(listener, routes, until, Duration::ZERO).await.map_err(anyhow::Error::from)
-            };
+        let served = serve_members(lane.handle(), listener, service, (stop.clone(), Duration::ZERO))?;
+        tokio::spawn(async move {
             if let Err(error) = served.await {
                 tracing::error!(%error, "a server of the measurement has ended");
             }
         });
-        Ok(Self { address, stop, runtime: Some(runtime) })
+        Ok(Self { address, same_host, stop, _lane: lane })
+    }
+
+    /// What a member says that is served here.
+    fn record(&self, record: Member, same_host: bool) -> Member {
+        let same_host = if same_host { self.same_host.clone() } else { None };
+        Member { address: self.address.clone(), same_host, state: MemberState::Ready, ..record }
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.stop.cancel();
-        if let Some(runtime) = self.runtime.take() {
-            // Not to be waited for: this may be an async thread.
-            runtime.shutdown_background();
-        }
     }
 }

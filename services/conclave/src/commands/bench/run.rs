@@ -263,9 +263,12 @@ async fn report(args: &BenchArgs, bench: &Bench, found: Found) -> Result<Report>
 mod tests {
     use clap::Parser;
     use conclave_router::{ApiKeys, RouterService};
+    use conclave_serve::Lane;
+    use futures::FutureExt;
 
     use super::super::rig::{Server, tiny_model};
     use super::*;
+    use crate::process::host::MemberService;
 
     #[derive(Debug, Parser)]
     struct Command {
@@ -294,7 +297,8 @@ mod tests {
         for name in ["prefill 8", "time to first token, 8", "decode 1 stream, context 8", "layer call, in process"] {
             assert_eq!(samples(&report, name), 2, "{name}");
         }
-        for name in ["decode 2 streams, context 8: token p99", "hop, embedded", "hop, through a router"] {
+        for name in ["decode 2 streams, context 8: token p99", "hop, embedded, TCP", "hop, through a router, same host"]
+        {
             assert_eq!(samples(&report, name), 2, "{name}");
         }
         for name in ["gap max, in chunks", "time of both alone by time", "time to first token"] {
@@ -328,7 +332,9 @@ mod tests {
             readiness: Readiness::starting("test"),
             registry: Registry::new(),
         };
-        let server = Server::start(service.grpc().unwrap()).await.unwrap();
+        let served =
+            MemberService { routes: service.grpc().unwrap(), streams: Arc::new(|_, _| std::future::ready(()).boxed()) };
+        let server = Server::start("router", Lane::start("test").unwrap(), served).await.unwrap();
         let pid = std::process::id().to_string();
         let report = run(&args(&["--url", &server.address, "--pids", &pid])).await.unwrap();
         assert_eq!((samples(&report, "prefill 8"), samples(&report, "decode 2 streams, context 8")), (2, 2));

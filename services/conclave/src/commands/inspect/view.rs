@@ -194,6 +194,8 @@ pub mod tests {
             age_ms: 90_000,
             load: 0,
             health: if role == "router" { "unknown".into() } else { "ok".into() },
+            host: String::new(),
+            socket: String::new(),
         }
     }
 

@@ -14,10 +14,11 @@ use conclave_kernels::cell_tree::{self, Node};
 use conclave_kernels::{Dtype, activation};
 use conclave_model::{GateMethod, Scoring};
 use conclave_proto::v1::{
-    Activation, ExpertBatch, ExpertResult, MoeInput, MoeOutput, PartialSum, WorkError, WorkErrorKind,
+    Activation, ExpertBatch, ExpertResult, MoeInput, MoeOutput, PartialSum, WorkError, WorkErrorKind, WorkId,
 };
 use conclave_proto::{CellId, GroupId, InstanceId};
 use prometheus::Registry;
+use tokio::time::Instant;
 
 pub(crate) const HIDDEN: usize = 16;
 pub(crate) const EXPERTS: usize = 32;
@@ -77,6 +78,8 @@ pub(crate) fn input(seed: u64, rows: usize) -> MoeInput {
 pub(crate) enum Mood {
     Well,
     Slow(Duration),
+    /// Works on something else first, and says so.
+    Queued(Duration),
     /// The connection breaks while it computes.
     Breaks,
     /// Cannot be connected to.
@@ -117,7 +120,7 @@ impl ShardLink for FakeLink {
         let lost = || LinkError::Lost { instance: self.0.name.clone(), message: "broken pipe".into() };
         match self.0.mood() {
             Mood::Well => Ok(answer(&batch)),
-            Mood::Slow(wait) => {
+            Mood::Slow(wait) | Mood::Queued(wait) => {
                 tokio::time::sleep(wait).await;
                 Ok(answer(&batch))
             }
@@ -140,6 +143,10 @@ impl ShardLink for FakeLink {
 
     fn alive(&self) -> bool {
         !matches!(self.0.mood(), Mood::Breaks | Mood::Gone)
+    }
+
+    fn last_sign(&self, _: WorkId) -> Option<Instant> {
+        matches!(self.0.mood(), Mood::Queued(_)).then(Instant::now)
     }
 }
 
@@ -258,6 +265,7 @@ pub(crate) fn member(name: &str, groups: &[u32]) -> Member {
         role: Role::Expert,
         state: MemberState::Ready,
         address: format!("http://{name}"),
+        same_host: None,
         cells: groups.iter().map(|g| CellId { span: 0, group: GroupId(*g) }).collect(),
         fingerprint: "f".into(),
         numerics: "n".into(),

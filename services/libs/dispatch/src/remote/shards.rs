@@ -1,4 +1,4 @@
-//! Links to expert shards: one persistent stream each.
+//! Links to expert shards of other processes: one persistent stream each.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,16 +6,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use conclave_cluster::Member;
 use conclave_proto::v1::expert_client::ExpertClient;
-use conclave_proto::v1::{ExpertBatch, ExpertResult, WorkId};
+use conclave_proto::v1::{ExpertBatch, ExpertResult, Hello, WorkId};
 use conclave_proto::{FINGERPRINT_HEADER, INSTANCE_HEADER, MAX_MESSAGE_BYTES};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::channel::{self, QUEUE};
+use super::outgoing::Outgoing;
 use super::pending::{Pending, Ticket};
-use crate::link::{LinkError, ShardConnector, ShardLink};
+use crate::link::{LinkError, ShardConnector, ShardLink, Transport};
+use crate::stream::{self, Incoming, OpenError};
 
 /// A [`WorkId`] as a key: caller, step, layer, attempt, part.
 type Key = (u64, u64, u32, u32, u32);
@@ -24,23 +27,23 @@ fn key(id: WorkId) -> Key {
     (id.caller, id.step, id.layer, id.attempt, id.part)
 }
 
-/// Connects to expert shards over gRPC.
+/// Connects to expert shards of other processes.
 #[derive(Debug, Clone)]
-pub struct GrpcShards {
+pub struct RemoteShards {
     fingerprint: String,
     connect_timeout: Duration,
+    /// Name of this host; `None`: TCP only.
+    host: Option<String>,
 }
 
-impl GrpcShards {
-    /// For shards of one checkpoint.
-    pub fn new(fingerprint: impl Into<String>, connect_timeout: Duration) -> Self {
-        Self { fingerprint: fingerprint.into(), connect_timeout }
+impl RemoteShards {
+    /// For shards of one checkpoint. `host`: name of this host, for the short way to shards on it; `None`: TCP only.
+    pub fn new(fingerprint: impl Into<String>, connect_timeout: Duration, host: Option<String>) -> Self {
+        Self { fingerprint: fingerprint.into(), connect_timeout, host }
     }
-}
 
-#[async_trait]
-impl ShardConnector for GrpcShards {
-    async fn connect(&self, member: &Member) -> Result<Arc<dyn ShardLink>, LinkError> {
+    /// Over gRPC.
+    async fn dial(&self, member: &Member) -> Result<RemoteShard, LinkError> {
         let instance = member.instance.0.clone();
         let lost = |message: String| LinkError::Lost { instance: instance.clone(), message };
         let channel = channel::connect(&member.address, self.connect_timeout).await.map_err(lost)?;
@@ -57,7 +60,39 @@ impl ShardConnector for GrpcShards {
         let answers = client.compute(request).await.map_err(|status| refusal(&instance, &status))?.into_inner();
         let pending = Pending::new();
         tokio::spawn(demultiplex(answers, pending.clone()));
-        Ok(Arc::new(GrpcLink { instance, outgoing, pending }))
+        Ok(RemoteShard { instance, outgoing: Arc::new(Outgoing::Grpc(outgoing)), pending })
+    }
+
+    /// Over the socket of a member of this host.
+    async fn open(&self, member: &Member, socket: &str) -> Result<RemoteShard, LinkError> {
+        let (instance, fingerprint) = (member.instance.0.clone(), self.fingerprint.clone());
+        let pending = Pending::new();
+        let answered = pending.clone();
+        let on = move |incoming| match incoming {
+            Incoming::Answer(result) => settle(&answered, result),
+            Incoming::Closed(reason) => answered.close(reason),
+        };
+        let hello = Hello { service: "expert".to_owned(), instance: instance.clone(), fingerprint };
+        match stream::open(socket, hello, on).await {
+            Ok((sender, end)) => {
+                Ok(RemoteShard { instance, outgoing: Arc::new(Outgoing::Stream(sender, end)), pending })
+            }
+            Err(OpenError::Lost(message)) => Err(LinkError::Lost { instance, message }),
+            Err(OpenError::Refused(message)) => Err(LinkError::Refused { instance, message }),
+        }
+    }
+}
+
+#[async_trait]
+impl ShardConnector for RemoteShards {
+    async fn connect(&self, member: &Member) -> Result<Arc<dyn ShardLink>, LinkError> {
+        if let Some(socket) = member.socket_on(self.host.as_deref()) {
+            match self.open(member, socket).await {
+                Ok(link) => return Ok(Arc::new(link)),
+                Err(error) => tracing::info!(%error, "not reached as a member of this host, TCP is tried"),
+            }
+        }
+        Ok(Arc::new(self.dial(member).await?))
     }
 }
 
@@ -72,11 +107,7 @@ fn refusal(instance: &str, status: &Status) -> LinkError {
 async fn demultiplex(mut answers: Streaming<ExpertResult>, pending: Arc<Pending<Key, ExpertResult>>) {
     let reason = loop {
         match answers.message().await {
-            Ok(Some(result)) => {
-                if let Some(id) = result.id {
-                    pending.answer(&key(id), result);
-                }
-            }
+            Ok(Some(result)) => settle(&pending, result),
             Ok(None) => break "the shard ended the stream".to_owned(),
             Err(status) => break status.message().to_owned(),
         }
@@ -84,9 +115,17 @@ async fn demultiplex(mut answers: Streaming<ExpertResult>, pending: Arc<Pending<
     pending.close(reason);
 }
 
-struct GrpcLink {
+fn settle(pending: &Pending<Key, ExpertResult>, result: ExpertResult) {
+    match result.id {
+        Some(id) if result.sign_of_life => pending.sign(&key(id)),
+        Some(id) => pending.answer(&key(id), result),
+        None => {}
+    }
+}
+
+struct RemoteShard {
     instance: String,
-    outgoing: mpsc::Sender<ExpertBatch>,
+    outgoing: Arc<Outgoing<ExpertBatch>>,
     pending: Arc<Pending<Key, ExpertResult>>,
 }
 
@@ -94,26 +133,26 @@ struct GrpcLink {
 struct Wanted {
     ticket: Ticket<Key, ExpertResult>,
     id: Option<WorkId>,
-    outgoing: mpsc::Sender<ExpertBatch>,
+    outgoing: Arc<Outgoing<ExpertBatch>>,
 }
 
 impl Drop for Wanted {
     fn drop(&mut self) {
         if self.id.is_some() {
-            // With a full queue the shard works in vain, and its answer is dropped.
-            let _ = self.outgoing.try_send(ExpertBatch { id: self.id, cancel: true, ..ExpertBatch::default() });
+            self.outgoing.try_send(ExpertBatch { id: self.id, cancel: true, ..ExpertBatch::default() });
         }
     }
 }
 
 #[async_trait]
-impl ShardLink for GrpcLink {
-    async fn compute(&self, batch: ExpertBatch) -> Result<ExpertResult, LinkError> {
+impl ShardLink for RemoteShard {
+    async fn compute(&self, mut batch: ExpertBatch) -> Result<ExpertResult, LinkError> {
+        batch.signs_of_life = true;
         let lost = |message: String| LinkError::Lost { instance: self.instance.clone(), message };
         let id = batch.id.unwrap_or_default();
         let ticket = self.pending.register(key(id)).map_err(lost)?;
         let mut wanted = Wanted { ticket, id: None, outgoing: self.outgoing.clone() };
-        if self.outgoing.send(batch).await.is_err() {
+        if !self.outgoing.send(batch).await {
             return Err(lost(self.pending.closed().unwrap_or_else(|| "the stream is closed".to_owned())));
         }
         wanted.id = Some(id);
@@ -124,5 +163,13 @@ impl ShardLink for GrpcLink {
 
     fn alive(&self) -> bool {
         self.pending.closed().is_none()
+    }
+
+    fn last_sign(&self, work: WorkId) -> Option<Instant> {
+        self.pending.last_sign(&key(work))
+    }
+
+    fn transport(&self) -> Transport {
+        self.outgoing.transport()
     }
 }

@@ -5,6 +5,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// Waiters by key; closed with a reason when the stream ends.
 #[derive(Debug)]
@@ -14,8 +15,15 @@ pub(super) struct Pending<K, V> {
 
 #[derive(Debug)]
 struct Inner<K, V> {
-    waiters: HashMap<K, oneshot::Sender<V>>,
+    waiters: HashMap<K, Waiter<V>>,
     closed: Option<String>,
+}
+
+#[derive(Debug)]
+struct Waiter<V> {
+    answer: oneshot::Sender<V>,
+    /// When the other side last said that it is at it.
+    sign: Option<Instant>,
 }
 
 /// A registered waiter; it is taken out when this is dropped.
@@ -45,7 +53,7 @@ impl<K: Hash + Eq + Copy, V> Pending<K, V> {
             return Err("the same work is under way on this stream".to_owned());
         }
         let (sender, answer) = oneshot::channel();
-        inner.waiters.insert(key, sender);
+        inner.waiters.insert(key, Waiter { answer: sender, sign: None });
         Ok(Ticket { pending: self.clone(), key, answer })
     }
 
@@ -54,8 +62,20 @@ impl<K: Hash + Eq + Copy, V> Pending<K, V> {
         let waiter = self.lock().waiters.remove(key);
         if let Some(waiter) = waiter {
             // A waiter that has gone away meanwhile has no use for it.
-            let _ = waiter.send(value);
+            let _ = waiter.answer.send(value);
         }
+    }
+
+    /// The other side is at it.
+    pub(super) fn sign(&self, key: &K) {
+        if let Some(waiter) = self.lock().waiters.get_mut(key) {
+            waiter.sign = Some(Instant::now());
+        }
+    }
+
+    /// When it last said so.
+    pub(super) fn last_sign(&self, key: &K) -> Option<Instant> {
+        self.lock().waiters.get(key)?.sign
     }
 
     /// Ends all waits.
@@ -101,6 +121,18 @@ mod tests {
         pending.answer(&1, "one");
         assert_eq!(first.wait().await, Ok("one"));
         assert!(pending.register(2).is_ok());
+    }
+
+    #[tokio::test]
+    async fn signs_of_life_are_noted_and_end_no_wait() {
+        let pending = Pending::<u32, &str>::new();
+        let mut ticket = pending.register(1).unwrap();
+        assert_eq!(pending.last_sign(&1), None);
+        pending.sign(&1);
+        pending.sign(&2);
+        assert!(pending.last_sign(&1).is_some() && pending.last_sign(&2).is_none());
+        pending.answer(&1, "one");
+        assert_eq!((ticket.wait().await, pending.last_sign(&1)), (Ok("one"), None));
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use conclave_cluster::{ClusterView, Member, MemberState, Membership, Role};
 use conclave_proto::v1::dispatch_client::DispatchClient;
-use conclave_proto::v1::{MoeInput, MoeOutput};
+use conclave_proto::v1::{Hello, MoeInput, MoeOutput};
 use conclave_proto::{FINGERPRINT_HEADER, InstanceId, MAX_MESSAGE_BYTES};
 use conclave_serve::{Error, ErrorKind, telemetry};
 use tokio::sync::{Mutex, mpsc, watch};
@@ -16,9 +16,11 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, Request, Streaming};
 
 use super::channel::{self, QUEUE};
+use super::outgoing::Outgoing;
 use super::pending::Pending;
 use crate::error;
 use crate::link::MoeLink;
+use crate::stream::{self, Incoming, OpenError};
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -36,6 +38,8 @@ pub struct RemoteConfig {
     pub no_router_timeout: Duration,
     /// Longest layer call where the caller sets no budget.
     pub call_timeout: Duration,
+    /// Name of this host, for the short way to routers on it; `None`: TCP only.
+    pub host: Option<String>,
 }
 
 impl RemoteConfig {
@@ -47,6 +51,7 @@ impl RemoteConfig {
             connect_timeout: Duration::from_secs(2),
             no_router_timeout: Duration::from_secs(30),
             call_timeout: Duration::from_secs(180),
+            host: None,
         }
     }
 }
@@ -63,7 +68,7 @@ type Key = (u64, u32, u32);
 
 struct RouterStream {
     router: InstanceId,
-    outgoing: mpsc::Sender<MoeInput>,
+    outgoing: Outgoing<MoeInput>,
     pending: Arc<Pending<Key, MoeOutput>>,
 }
 
@@ -138,25 +143,58 @@ impl RemoteDispatch {
     async fn connect(&self, member: &Member) -> Result<RouterStream, String> {
         let deadline = Instant::now() + self.config.connect_timeout;
         let opened = timeout_at(deadline, async {
-            let channel = channel::connect(&member.address, self.config.connect_timeout).await?;
-            let mut client = DispatchClient::new(channel)
-                .max_decoding_message_size(MAX_MESSAGE_BYTES)
-                .max_encoding_message_size(MAX_MESSAGE_BYTES);
-            let (outgoing, queue) = mpsc::channel(QUEUE);
-            let mut request = Request::new(ReceiverStream::new(queue));
-            let fingerprint = AsciiMetadataValue::try_from(self.config.fingerprint.as_str())
-                .map_err(|_| format!("{FINGERPRINT_HEADER}: cannot be sent as metadata"))?;
-            request.metadata_mut().insert(FINGERPRINT_HEADER, fingerprint);
-            let answers = client.moe(request).await.map_err(|status| match status.code() {
-                Code::FailedPrecondition => format!("refused: {}", status.message()),
-                _ => status.message().to_owned(),
-            })?;
-            Ok::<_, String>((outgoing, answers.into_inner()))
+            if let Some(socket) = member.socket_on(self.config.host.as_deref()) {
+                match self.open(member, socket).await {
+                    Ok(stream) => return Ok(stream),
+                    Err(reason) => {
+                        tracing::info!(router = %member.instance, reason, "not reached as a member of this host");
+                    }
+                }
+            }
+            self.dial(member).await
         });
-        let (outgoing, answers) = opened.await.map_err(|_| format!("{}: no answer in time", member.address))??;
+        let stream = opened.await.map_err(|_| format!("{}: no answer in time", member.address))??;
+        tracing::info!(router = %member.instance, transport = stream.outgoing.transport().name(), "connected");
+        Ok(stream)
+    }
+
+    /// Over gRPC.
+    async fn dial(&self, member: &Member) -> Result<RouterStream, String> {
+        let channel = channel::connect(&member.address, self.config.connect_timeout).await?;
+        let mut client = DispatchClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let mut request = Request::new(ReceiverStream::new(queue));
+        let fingerprint = AsciiMetadataValue::try_from(self.config.fingerprint.as_str())
+            .map_err(|_| format!("{FINGERPRINT_HEADER}: cannot be sent as metadata"))?;
+        request.metadata_mut().insert(FINGERPRINT_HEADER, fingerprint);
+        let answers = client.moe(request).await.map_err(|status| match status.code() {
+            Code::FailedPrecondition => format!("refused: {}", status.message()),
+            _ => status.message().to_owned(),
+        })?;
         let pending = Pending::new();
-        tokio::spawn(demultiplex(answers, pending.clone()));
-        Ok(RouterStream { router: member.instance.clone(), outgoing, pending })
+        tokio::spawn(demultiplex(answers.into_inner(), pending.clone()));
+        Ok(RouterStream { router: member.instance.clone(), outgoing: Outgoing::Grpc(outgoing), pending })
+    }
+
+    /// Over the socket of a member of this host.
+    async fn open(&self, member: &Member, socket: &str) -> Result<RouterStream, String> {
+        let pending = Pending::new();
+        let answered = pending.clone();
+        let on = move |incoming| match incoming {
+            Incoming::Answer(output) => settle(&answered, output),
+            Incoming::Closed(reason) => answered.close(reason),
+        };
+        let (instance, fingerprint) = (member.instance.0.clone(), self.config.fingerprint.clone());
+        let hello = Hello { service: "dispatch".to_owned(), instance, fingerprint };
+        match stream::open(socket, hello, on).await {
+            Ok((sender, end)) => {
+                Ok(RouterStream { router: member.instance.clone(), outgoing: Outgoing::Stream(sender, end), pending })
+            }
+            Err(OpenError::Lost(reason)) => Err(reason),
+            Err(OpenError::Refused(reason)) => Err(format!("refused: {reason}")),
+        }
     }
 
     async fn forget(&self, stream: &Arc<RouterStream>) {
@@ -171,7 +209,7 @@ impl RouterStream {
     /// One layer over this stream. The error says why no answer will come.
     async fn layer(&self, input: MoeInput) -> Result<MoeOutput, String> {
         let mut ticket = self.pending.register((input.step, input.layer, input.attempt))?;
-        if self.outgoing.send(input).await.is_err() {
+        if !self.outgoing.send(input).await {
             return Err(self.pending.closed().unwrap_or_else(|| "the stream is closed".to_owned()));
         }
         ticket.wait().await
@@ -181,12 +219,16 @@ impl RouterStream {
 async fn demultiplex(mut answers: Streaming<MoeOutput>, pending: Arc<Pending<Key, MoeOutput>>) {
     let reason = loop {
         match answers.message().await {
-            Ok(Some(output)) => pending.answer(&(output.step, output.layer, output.attempt), output),
+            Ok(Some(output)) => settle(&pending, output),
             Ok(None) => break "the router ended the stream".to_owned(),
             Err(status) => break status.message().to_owned(),
         }
     };
     pending.close(reason);
+}
+
+fn settle(pending: &Pending<Key, MoeOutput>, output: MoeOutput) {
+    pending.answer(&(output.step, output.layer, output.attempt), output);
 }
 
 fn finish(mut output: MoeOutput) -> Result<MoeOutput, Error> {

@@ -1,15 +1,14 @@
-//! Connections that notice a dead peer.
+//! gRPC connections that notice a dead peer.
 
 use std::time::Duration;
 
+use conclave_serve::flow;
 use tonic::transport::{Channel, Endpoint};
 
 /// A ping goes out this often, idle or not.
 const PING_EVERY: Duration = Duration::from_secs(2);
 /// Without an answer for this long the connection is dead.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
-const STREAM_WINDOW: u32 = 8 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
 
 /// Messages of one stream that wait to be written.
 pub(super) const QUEUE: usize = 64;
@@ -26,8 +25,9 @@ pub(super) async fn connect(address: &str, timeout: Duration) -> Result<Channel,
         .http2_keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+        .initial_stream_window_size(flow::STREAM_WINDOW)
+        .initial_connection_window_size(flow::CONNECTION_WINDOW)
+        .max_frame_size(flow::FRAME);
     endpoint.connect().await.map_err(|error| format!("{address}: {}", with_causes(&error)))
 }
 

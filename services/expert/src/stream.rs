@@ -1,0 +1,110 @@
+//! The service for callers of the same host: the messages of `Expert.Compute` over a Unix socket.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use conclave_dispatch::stream::{self, Caller, Event, Sender, Welcoming};
+use conclave_kernels::Device;
+use conclave_proto::v1::{ExpertBatch, ExpertResult, WorkId};
+use tokio::net::UnixListener;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::grpc::{WorkKey, work_key};
+use crate::reply::Reply;
+use crate::service::ExpertService;
+
+/// What one caller waits for.
+#[derive(Default)]
+struct Works(Mutex<HashMap<WorkKey, Work>>);
+
+struct Work {
+    id: Option<WorkId>,
+    since: Instant,
+    /// The caller wants to be told while it waits.
+    signs: bool,
+}
+
+impl Works {
+    fn lock(&self) -> MutexGuard<'_, HashMap<WorkKey, Work>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The way of one answer.
+pub(crate) struct StreamReply {
+    key: WorkKey,
+    works: Arc<Works>,
+    sender: Sender,
+}
+
+impl StreamReply {
+    /// Neither cancelled, nor has the caller gone.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.works.lock().contains_key(&self.key)
+    }
+
+    pub(crate) fn send(self, result: ExpertResult) {
+        if self.works.lock().remove(&self.key).is_some() {
+            self.sender.post(result);
+        }
+    }
+}
+
+impl<D: Device> ExpertService<D> {
+    /// Serves callers of the same host, on the lane; ends after `stop` and the answers to what was taken until then.
+    pub async fn serve_streams(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
+        let (instance, fingerprint) = (Some(self.instance().to_owned()), self.fingerprint().to_owned());
+        let ended = stop.clone();
+        let talk = move |caller| talk(self.clone(), caller, ended.clone());
+        stream::serve(listener, Welcoming { service: "expert", instance, fingerprint }, stop, talk).await;
+    }
+}
+
+/// Runs the batches of one caller; what still waits when it goes away is dropped.
+async fn talk<D: Device>(service: Arc<ExpertService<D>>, mut caller: Caller, stop: CancellationToken) {
+    let works = Arc::new(Works::default());
+    let mut signs = interval(service.sign_every());
+    signs.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !stop.is_cancelled() || !works.lock().is_empty() {
+        let busy = !works.lock().is_empty();
+        tokio::select! {
+            biased;
+            event = caller.next(true) => match event {
+                Event::Message(batch) => take(&service, batch, &works, &caller.sender),
+                Event::Gone => break,
+            },
+            _ = signs.tick(), if busy || stop.is_cancelled() => sign(&*service, &works, &caller.sender),
+            () = stop.cancelled(), if !stop.is_cancelled() => {}
+        }
+    }
+    works.lock().clear();
+    // Of a connection that breaks now nobody is left to be told.
+    let _ = caller.sender.flush().await;
+}
+
+fn take<D: Device>(service: &ExpertService<D>, batch: ExpertBatch, works: &Arc<Works>, sender: &Sender) {
+    let key = work_key(batch.id);
+    if batch.cancel {
+        works.lock().remove(&key);
+        return;
+    }
+    works.lock().insert(key, Work { id: batch.id, since: Instant::now(), signs: batch.signs_of_life });
+    let reply = StreamReply { key, works: works.clone(), sender: sender.clone() };
+    if let Err(refused) = service.submit(batch, Reply::Stream(reply)) {
+        works.lock().remove(&key);
+        sender.post(*refused);
+    }
+}
+
+/// Tells the caller what is not forgotten.
+fn sign<D: Device>(service: &ExpertService<D>, works: &Works, sender: &Sender) {
+    if !service.is_working() {
+        return;
+    }
+    let every = service.sign_every();
+    for work in works.lock().values().filter(|work| work.signs && work.since.elapsed() >= every) {
+        sender.post(ExpertResult { id: work.id, sign_of_life: true, ..ExpertResult::default() });
+    }
+}
