@@ -2,7 +2,7 @@
 //!
 //! Rules: sequences that decode go first, one row each. Then the prompts: where somebody decodes, as many of their rows
 //! as keep the step within its target time ([`plan_within`]), otherwise as many as a step may have; they share them as
-//! [`prompts::share`] says. Waiting sequences are admitted in order of arrival, only when the blocks of all their known
+//! `prompts::share` says. Waiting sequences are admitted in order of arrival, only when the blocks of all their known
 //! tokens are there beside those that running prompts still need; a prefix that is in the cache is neither computed nor
 //! stored again. When blocks run out, the sequence that arrived last is preempted: its blocks are freed and it waits, at
 //! the head of the queue, to be computed again. So the oldest sequence and the oldest prompt advance in every step.
