@@ -12,6 +12,11 @@ use crate::{
 pub(super) const ROWS: usize = 6;
 /// Steps of a strip: six packed rows and a panel of so many lie in the nearest cache together.
 pub(super) const STRIP: usize = 256;
+/// Fewer rows than this are bound by reading panels, of which they take several at once.
+const FEW: usize = 4;
+/// How far ahead of few rows their panels are fetched, in elements of each: a strip of every one would not stay in the
+/// nearest cache.
+const AHEAD: usize = 2048;
 /// Bytes of packed rows that are taken together.
 pub(super) const BLOCK: usize = 256 << 10;
 
@@ -87,7 +92,7 @@ unsafe fn multiply<L: Lanes, const V: usize, const R: usize, const P: usize>(
     let mut w = [std::ptr::null::<u16>(); P];
     w.iter_mut().zip(panels).for_each(|(w, panel)| *w = panel.as_ptr());
     let steps = x.len() / R;
-    let ahead = steps * WIDTH;
+    let ahead = if R < FEW { AHEAD } else { steps * WIDTH };
     // SAFETY: `pair` stays below half of the steps, of which a panel holds 32 elements for each; a prefetch may name any
     // address.
     unsafe {
