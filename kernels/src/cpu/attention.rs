@@ -157,13 +157,13 @@ impl Cpu {
     ) {
         let Queries { values, heads, seen } = *queries;
         let (stride, count) = (stride(shape), seen.len() * heads);
+        // Keys of a range, block by block, and where they begin in the split; the first block may be cut at its front.
+        let block = &block;
         let keys = |range: Range<usize>| {
-            // Blocks of the range, and where they begin in the split; the first one may be cut at its front.
-            let blocks = range.start / BLOCK..range.end.div_ceil(BLOCK);
-            blocks.map(move |at| (range.start.max(at * BLOCK), at, range.end.min((at + 1) * BLOCK)))
-        };
-        let keys = |range: Range<usize>| {
-            keys(range).map(|(from, at, to)| (from, &block(at, to - at * BLOCK)[(from - at * BLOCK) * stride..]))
+            (range.start / BLOCK..range.end.div_ceil(BLOCK)).map(move |at| {
+                let (from, to) = (range.start.max(at * BLOCK), range.end.min((at + 1) * BLOCK));
+                (from, &block(at, to - at * BLOCK)[(from - at * BLOCK) * stride..])
+            })
         };
         let mut scores = Scratch::take(count * SPLIT);
         for (at, keys) in keys(0..seen[seen.len() - 1]) {

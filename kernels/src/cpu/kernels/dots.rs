@@ -5,7 +5,10 @@
 use std::{arch::x86_64::*, hint::black_box, mem::transmute};
 
 use super::{Tiles, steps};
-use crate::panels::{PAIRS, STEPS, WIDTH};
+use crate::{
+    activation,
+    panels::{PAIRS, STEPS, WIDTH},
+};
 
 /// Rows that one tile takes at most.
 const ROWS: usize = 8;
@@ -38,7 +41,9 @@ impl Tiles for Dots {
 
     fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
         compiled!("avx512f,avx512bw", fn(rows: &[&[f32]], to: &mut [f32]) {
-            steps::pack::<u16>(rows, bytemuck::cast_slice_mut(to));
+            steps::pack(rows, STEPS, bytemuck::cast_slice_mut(to), |row, to: &mut [u16]| {
+                to.iter_mut().zip(row).for_each(|(to, x)| *to = activation::to_bf16(*x));
+            });
         });
     }
 

@@ -22,7 +22,6 @@ mod exp;
 mod lanes;
 mod peak;
 mod portable;
-#[cfg(target_arch = "x86_64")]
 mod steps;
 mod tile;
 #[cfg(target_arch = "x86_64")]

@@ -1,16 +1,19 @@
-//! Inputs packed for dot products of pairs and for matrix tiles: 32 steps of each row after the other.
+//! Packed inputs: some steps of each row after the other.
 
-use crate::panels::{Element, STEPS, WIDTH};
+use bytemuck::Pod;
 
-/// Lays out rows, rounded to `T`: `to [depth / 32][R][32]`, with zeros past the end of the rows.
+use crate::panels::{STEPS, WIDTH};
+
+/// Lays out rows: `to [depth / strip][rows][strip]`, the last strip being shorter, with zeros past the end of the rows.
+/// `write` converts elements.
 #[inline(always)]
-pub(super) fn pack<T: Element>(rows: &[&[f32]], to: &mut [T]) {
-    for (at, row) in rows.iter().enumerate() {
-        for (index, to) in to.chunks_exact_mut(rows.len() * STEPS).enumerate() {
-            let row = row.get(index * STEPS..).unwrap_or_default();
-            let to = &mut to[at * STEPS..][..STEPS];
-            let (used, rest) = to.split_at_mut(row.len().min(STEPS));
-            used.iter_mut().zip(row).for_each(|(to, x)| *to = T::narrow(*x));
+pub(super) fn pack<T: Pod>(rows: &[&[f32]], strip: usize, to: &mut [T], write: impl Fn(&[f32], &mut [T])) {
+    for (index, to) in to.chunks_mut((rows.len() * strip).max(1)).enumerate() {
+        let steps = to.len() / rows.len();
+        for (to, row) in to.chunks_exact_mut(steps).zip(rows) {
+            let row = row.get(index * strip..).unwrap_or_default();
+            let (used, rest) = to.split_at_mut(row.len().min(steps));
+            write(&row[..used.len()], used);
             rest.fill(T::zeroed());
         }
     }

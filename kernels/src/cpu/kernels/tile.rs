@@ -2,7 +2,7 @@
 // Loops over indices below a const parameter are unrolled, and keep their sums in registers.
 #![allow(unsafe_code, clippy::needless_range_loop)]
 
-use super::{elementwise::round, lanes::Lanes};
+use super::{elementwise::round, lanes::Lanes, steps};
 use crate::{
     Dtype,
     panels::{PAIRS, WIDTH},
@@ -30,23 +30,12 @@ pub(super) fn panels(rows: usize) -> usize {
     }
 }
 
-/// Lays out rows for [`tile`], rounded to the type of the inputs: `to [depth / strip][rows][strip]`, the last strip being
-/// shorter, zeros past the end of the rows.
+/// Lays out rows for [`tile`] strip by strip, rounded to the type of the inputs.
 #[inline(always)]
 pub(super) fn pack(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) {
-    let depth = to.len() / rows.len().max(1);
-    for (index, row) in rows.iter().enumerate() {
-        for start in (0..depth).step_by(STRIP) {
-            let length = STRIP.min(depth - start);
-            let to = &mut to[start * rows.len() + index * length..][..length];
-            let from = row.get(start..).unwrap_or_default();
-            let from = &from[..from.len().min(length)];
-            to[from.len()..].fill(0.0);
-            match inputs {
-                Dtype::Bf16 => round(from, &mut to[..from.len()]),
-                Dtype::F32 => to[..from.len()].copy_from_slice(from),
-            }
-        }
+    match inputs {
+        Dtype::Bf16 => steps::pack(rows, STRIP, to, round),
+        Dtype::F32 => steps::pack(rows, STRIP, to, |row, to| to.copy_from_slice(row)),
     }
 }
 
@@ -58,10 +47,7 @@ pub(super) fn pack(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) {
 #[inline(always)]
 pub(super) unsafe fn tile<L: Lanes, const V: usize>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
     const { assert!(V * L::COUNT == WIDTH, "vectors of a panel") }
-    let rows = sums.len() / panels.len().max(1);
-    assert_eq!(rows * panels.len(), sums.len(), "sums of {} panels", panels.len());
-    assert!(panels.iter().all(|panel| panel.len() * rows == x.len() * WIDTH), "panels as long as the rows");
-    assert!(x.len().is_multiple_of(2 * rows.max(1)), "pairs of steps");
+    let rows = steps::check(x.len(), panels, sums);
     // SAFETY: the lengths have been checked.
     unsafe {
         match (rows, panels.len()) {
