@@ -3,17 +3,27 @@
 use std::{
     fs::File,
     net::TcpListener,
+    ops::Range,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 
-/// A loopback port that was free a moment ago.
+/// Where [`free_port`] looks: below the ports that systems give to connections and to those who ask for any.
+const PORTS: Range<u16> = 15_000..30_000;
+
+/// A loopback port that nobody has, and nobody is given by chance before it is used. No two calls of a process get the same.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free loopback port");
-    listener.local_addr().expect("its address").port()
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    // Processes that run side by side begin at different places.
+    let first = std::process::id().wrapping_mul(97) as u16;
+    let count = PORTS.end - PORTS.start;
+    let mut ports = (0..count).map(|_| PORTS.start + first.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % count);
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    ports.find(is_free).expect("a free loopback port")
 }
 
 /// A running child process.

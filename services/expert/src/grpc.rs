@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use conclave_kernels::Device;
 use conclave_proto::v1::expert_server::{Expert, ExpertServer};
@@ -21,6 +20,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::ExpertError;
+use crate::reply::Waiting;
 use crate::service::ExpertService;
 
 /// Batches of one stream under way at once; more wait in the connection.
@@ -104,15 +104,7 @@ struct BatchStream<D: Device> {
     service: Arc<ExpertService<D>>,
     outgoing: mpsc::Sender<Result<ExpertResult, Status>>,
     /// What runs.
-    handles: HashMap<WorkKey, Running>,
-}
-
-struct Running {
-    abort: AbortHandle,
-    since: Instant,
-    id: Option<WorkId>,
-    /// The caller wants to be told while it waits.
-    signs: bool,
+    handles: HashMap<WorkId, (AbortHandle, Waiting)>,
 }
 
 impl<D: Device> BatchStream<D> {
@@ -130,8 +122,8 @@ impl<D: Device> BatchStream<D> {
                     Ok(None) => open = false,
                     Err(_) => return,
                 },
-                Some((key, result)) = running.next() => {
-                    self.handles.remove(&key);
+                Some((id, result)) = running.next() => {
+                    self.handles.remove(&id);
                     if let Ok(result) = result && self.outgoing.send(Ok(result)).await.is_err() {
                         return;
                     }
@@ -142,17 +134,17 @@ impl<D: Device> BatchStream<D> {
         }
     }
 
-    fn start(&mut self, batch: ExpertBatch) -> impl Future<Output = (WorkKey, Result<ExpertResult, Aborted>)> + use<D> {
-        let (id, signs, key) = (batch.id, batch.signs_of_life, work_key(batch.id));
+    fn start(&mut self, batch: ExpertBatch) -> impl Future<Output = (WorkId, Result<ExpertResult, Aborted>)> + use<D> {
+        let (id, waiting) = (batch.id.unwrap_or_default(), Waiting::begin(&batch));
         let service = self.service.clone();
         let (work, abort) = abortable(async move { service.run(batch).await });
-        self.handles.insert(key, Running { abort, since: Instant::now(), id, signs });
-        async move { (key, work.await) }
+        self.handles.insert(id, (abort, waiting));
+        async move { (id, work.await) }
     }
 
     fn cancel(&mut self, id: Option<WorkId>) {
-        if let Some(running) = self.handles.remove(&work_key(id)) {
-            running.abort.abort();
+        if let Some((abort, _)) = self.handles.remove(&id.unwrap_or_default()) {
+            abort.abort();
         }
     }
 
@@ -162,16 +154,8 @@ impl<D: Device> BatchStream<D> {
             return;
         }
         let every = self.service.sign_every();
-        for running in self.handles.values().filter(|running| running.signs && running.since.elapsed() >= every) {
-            let sign = ExpertResult { id: running.id, sign_of_life: true, ..ExpertResult::default() };
+        for sign in self.handles.values().filter_map(|(_, waiting)| waiting.sign(every)) {
             let _ = self.outgoing.try_send(Ok(sign));
         }
     }
-}
-
-pub(crate) type WorkKey = (u64, u64, u32, u32, u32);
-
-pub(crate) fn work_key(id: Option<WorkId>) -> WorkKey {
-    let id = id.unwrap_or_default();
-    (id.caller, id.step, id.layer, id.attempt, id.part)
 }

@@ -1,6 +1,8 @@
 //! The way of an answer back to who waits for it.
 
-use conclave_proto::v1::ExpertResult;
+use std::time::{Duration, Instant};
+
+use conclave_proto::v1::{ExpertBatch, ExpertResult, WorkId};
 use tokio::sync::oneshot;
 
 use crate::stream::StreamReply;
@@ -28,5 +30,26 @@ impl Reply {
             Self::Task(reply) => drop(reply.send(result)),
             Self::Stream(reply) => reply.send(result),
         }
+    }
+}
+
+/// A batch that somebody waits for.
+pub(crate) struct Waiting {
+    id: Option<WorkId>,
+    since: Instant,
+    /// The caller wants to be told while it waits.
+    signs: bool,
+}
+
+impl Waiting {
+    /// For `batch`, from now on.
+    pub(crate) fn begin(batch: &ExpertBatch) -> Self {
+        Self { id: batch.id, since: Instant::now(), signs: batch.signs_of_life }
+    }
+
+    /// What tells a caller that waits for longer than `every` that its work is not forgotten.
+    pub(crate) fn sign(&self, every: Duration) -> Option<ExpertResult> {
+        let due = self.signs && self.since.elapsed() >= every;
+        due.then(|| ExpertResult { id: self.id, sign_of_life: true, ..ExpertResult::default() })
     }
 }

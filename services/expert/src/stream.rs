@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use conclave_dispatch::stream::{self, Caller, Event, Sender, Welcoming};
 use conclave_kernels::Device;
@@ -11,30 +10,22 @@ use tokio::net::UnixListener;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::grpc::{WorkKey, work_key};
-use crate::reply::Reply;
+use crate::reply::{Reply, Waiting};
 use crate::service::ExpertService;
 
 /// What one caller waits for.
 #[derive(Default)]
-struct Works(Mutex<HashMap<WorkKey, Work>>);
-
-struct Work {
-    id: Option<WorkId>,
-    since: Instant,
-    /// The caller wants to be told while it waits.
-    signs: bool,
-}
+struct Works(Mutex<HashMap<WorkId, Waiting>>);
 
 impl Works {
-    fn lock(&self) -> MutexGuard<'_, HashMap<WorkKey, Work>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<WorkId, Waiting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The way of one answer.
 pub(crate) struct StreamReply {
-    key: WorkKey,
+    id: WorkId,
     works: Arc<Works>,
     sender: Sender,
 }
@@ -42,11 +33,11 @@ pub(crate) struct StreamReply {
 impl StreamReply {
     /// Neither cancelled, nor has the caller gone.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.works.lock().contains_key(&self.key)
+        self.works.lock().contains_key(&self.id)
     }
 
     pub(crate) fn send(self, result: ExpertResult) {
-        if self.works.lock().remove(&self.key).is_some() {
+        if self.works.lock().remove(&self.id).is_some() {
             self.sender.post(result);
         }
     }
@@ -85,15 +76,15 @@ async fn talk<D: Device>(service: Arc<ExpertService<D>>, mut caller: Caller, sto
 }
 
 fn take<D: Device>(service: &ExpertService<D>, batch: ExpertBatch, works: &Arc<Works>, sender: &Sender) {
-    let key = work_key(batch.id);
+    let id = batch.id.unwrap_or_default();
     if batch.cancel {
-        works.lock().remove(&key);
+        works.lock().remove(&id);
         return;
     }
-    works.lock().insert(key, Work { id: batch.id, since: Instant::now(), signs: batch.signs_of_life });
-    let reply = StreamReply { key, works: works.clone(), sender: sender.clone() };
+    works.lock().insert(id, Waiting::begin(&batch));
+    let reply = StreamReply { id, works: works.clone(), sender: sender.clone() };
     if let Err(refused) = service.submit(batch, Reply::Stream(reply)) {
-        works.lock().remove(&key);
+        works.lock().remove(&id);
         sender.post(*refused);
     }
 }
@@ -104,7 +95,7 @@ fn sign<D: Device>(service: &ExpertService<D>, works: &Works, sender: &Sender) {
         return;
     }
     let every = service.sign_every();
-    for work in works.lock().values().filter(|work| work.signs && work.since.elapsed() >= every) {
-        sender.post(ExpertResult { id: work.id, sign_of_life: true, ..ExpertResult::default() });
+    for sign in works.lock().values().filter_map(|waiting| waiting.sign(every)) {
+        sender.post(sign);
     }
 }

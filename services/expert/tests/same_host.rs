@@ -166,14 +166,17 @@ async fn work_that_waits_is_not_forgotten_and_its_caller_is_told() {
 #[tokio::test]
 async fn a_cancelled_batch_is_not_computed_and_what_was_taken_is_answered_before_the_end() {
     let (_dir, checkpoint) = checkpoint();
-    let service = start(ExpertConfig::new("a"), reference(), &checkpoint, &ALL);
+    // It is computed for much longer than the messages after it take to be read.
+    const LARGE: usize = 1 << 16;
+    let config = ExpertConfig { max_rows: LARGE, queue_rows: 2 * LARGE, ..ExpertConfig::new("a") };
+    let service = start(config, reference(), &checkpoint, &ALL);
     let running = serve_shard("a", &service);
     let link = shards(&checkpoint).connect(&running.on(member("a", NOWHERE, &ALL, ""))).await.unwrap();
     let compute = |step, rows| {
         let link = link.clone();
         tokio::spawn(async move { link.compute(batch(Dtype::F32, step, rows, 0)).await })
     };
-    let large = compute(1, 4096);
+    let large = compute(1, LARGE);
     tokio::time::sleep(Duration::from_millis(2)).await;
     let dropped = compute(2, 1);
     tokio::time::sleep(Duration::from_millis(2)).await;
@@ -188,5 +191,5 @@ async fn a_cancelled_batch_is_not_computed_and_what_was_taken_is_answered_before
     };
     tokio::time::timeout(TIMEOUT, ended).await.expect("the stream ends after its last answer");
     let pairs: u64 = service.status().cells.iter().map(|cell| cell.rows).sum();
-    assert_eq!(pairs, 4096, "the cancelled row is not among them");
+    assert_eq!(pairs, LARGE as u64, "the cancelled row is not among them");
 }

@@ -128,11 +128,7 @@ pub async fn serve_grpc(
     stop: CancellationToken,
     grace: Duration,
 ) -> Result<(), Error> {
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let server = keeping_alive(Server::builder())
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
-    until(async { server.await.map_err(broken_grpc) }, stop, grace).await
+    serve_on(Server::builder(), listener, routes, (stop, grace)).await
 }
 
 /// Serves gRPC for other members until `stop`; calls under way get `grace` to end.
@@ -145,19 +141,23 @@ pub async fn serve_members(
     stop: CancellationToken,
     grace: Duration,
 ) -> Result<(), Error> {
+    serve_on(flow::member_server(), listener, routes, (stop, grace)).await
+}
+
+async fn serve_on(
+    server: Server,
+    listener: TcpListener,
+    routes: Routes,
+    (stop, grace): (CancellationToken, Duration),
+) -> Result<(), Error> {
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let server = keeping_alive(flow::member_server())
+    let server = server
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
-    until(async { server.await.map_err(broken_grpc) }, stop, grace).await
-}
-
-fn keeping_alive(server: Server) -> Server {
-    server.http2_keepalive_interval(Some(KEEP_ALIVE)).http2_keepalive_timeout(Some(KEEP_ALIVE))
-}
-
-fn broken_grpc(error: tonic::transport::Error) -> Error {
-    Error::new(ErrorKind::Internal, format!("gRPC server: {error}"))
+    let broken = |e| Error::new(ErrorKind::Internal, format!("gRPC server: {e}"));
+    until(async { server.await.map_err(broken) }, stop, grace).await
 }
 
 /// Serves HTTP until `stop`; requests under way get `grace` to end.

@@ -1,6 +1,7 @@
 //! Dispatch between processes: towards shards, and between attention and a router. Over gRPC, or over the streams of
 //! members of the same host where both sides are on it.
 
+mod answers;
 mod channel;
 mod outgoing;
 mod pending;

@@ -13,14 +13,15 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
-use tonic::{Code, Request, Streaming};
+use tonic::{Code, Request};
 
+use super::answers;
 use super::channel::{self, QUEUE};
 use super::outgoing::Outgoing;
 use super::pending::Pending;
 use crate::error;
 use crate::link::MoeLink;
-use crate::stream::{self, Incoming, OpenError};
+use crate::stream::OpenError;
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
@@ -174,24 +175,17 @@ impl RemoteDispatch {
             _ => status.message().to_owned(),
         })?;
         let pending = Pending::new();
-        tokio::spawn(demultiplex(answers.into_inner(), pending.clone()));
+        tokio::spawn(answers::demultiplex(answers.into_inner(), "the router", pending.clone(), settle));
         Ok(RouterStream { router: member.instance.clone(), outgoing: Outgoing::Grpc(outgoing), pending })
     }
 
     /// Over the socket of a member of this host.
     async fn open(&self, member: &Member, socket: &str) -> Result<RouterStream, String> {
         let pending = Pending::new();
-        let answered = pending.clone();
-        let on = move |incoming| match incoming {
-            Incoming::Answer(output) => settle(&answered, output),
-            Incoming::Closed(reason) => answered.close(reason),
-        };
         let (instance, fingerprint) = (member.instance.0.clone(), self.config.fingerprint.clone());
         let hello = Hello { service: "dispatch".to_owned(), instance, fingerprint };
-        match stream::open(socket, hello, on).await {
-            Ok((sender, end)) => {
-                Ok(RouterStream { router: member.instance.clone(), outgoing: Outgoing::Stream(sender, end), pending })
-            }
+        match answers::open(socket, hello, pending.clone(), settle).await {
+            Ok(outgoing) => Ok(RouterStream { router: member.instance.clone(), outgoing, pending }),
             Err(OpenError::Lost(reason)) => Err(reason),
             Err(OpenError::Refused(reason)) => Err(format!("refused: {reason}")),
         }
@@ -214,17 +208,6 @@ impl RouterStream {
         }
         ticket.wait().await
     }
-}
-
-async fn demultiplex(mut answers: Streaming<MoeOutput>, pending: Arc<Pending<Key, MoeOutput>>) {
-    let reason = loop {
-        match answers.message().await {
-            Ok(Some(output)) => settle(&pending, output),
-            Ok(None) => break "the router ended the stream".to_owned(),
-            Err(status) => break status.message().to_owned(),
-        }
-    };
-    pending.close(reason);
 }
 
 fn settle(pending: &Pending<Key, MoeOutput>, output: MoeOutput) {

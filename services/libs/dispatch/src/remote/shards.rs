@@ -12,20 +12,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::AsciiMetadataValue;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Status};
 
+use super::answers;
 use super::channel::{self, QUEUE};
 use super::outgoing::Outgoing;
 use super::pending::{Pending, Ticket};
 use crate::link::{LinkError, ShardConnector, ShardLink, Transport};
-use crate::stream::{self, Incoming, OpenError};
-
-/// A [`WorkId`] as a key: caller, step, layer, attempt, part.
-type Key = (u64, u64, u32, u32, u32);
-
-fn key(id: WorkId) -> Key {
-    (id.caller, id.step, id.layer, id.attempt, id.part)
-}
+use crate::stream::OpenError;
 
 /// Connects to expert shards of other processes.
 #[derive(Debug, Clone)]
@@ -59,7 +53,7 @@ impl RemoteShards {
         }
         let answers = client.compute(request).await.map_err(|status| refusal(&instance, &status))?.into_inner();
         let pending = Pending::new();
-        tokio::spawn(demultiplex(answers, pending.clone()));
+        tokio::spawn(answers::demultiplex(answers, "the shard", pending.clone(), settle));
         Ok(RemoteShard { instance, outgoing: Arc::new(Outgoing::Grpc(outgoing)), pending })
     }
 
@@ -67,16 +61,9 @@ impl RemoteShards {
     async fn open(&self, member: &Member, socket: &str) -> Result<RemoteShard, LinkError> {
         let (instance, fingerprint) = (member.instance.0.clone(), self.fingerprint.clone());
         let pending = Pending::new();
-        let answered = pending.clone();
-        let on = move |incoming| match incoming {
-            Incoming::Answer(result) => settle(&answered, result),
-            Incoming::Closed(reason) => answered.close(reason),
-        };
         let hello = Hello { service: "expert".to_owned(), instance: instance.clone(), fingerprint };
-        match stream::open(socket, hello, on).await {
-            Ok((sender, end)) => {
-                Ok(RemoteShard { instance, outgoing: Arc::new(Outgoing::Stream(sender, end)), pending })
-            }
+        match answers::open(socket, hello, pending.clone(), settle).await {
+            Ok(outgoing) => Ok(RemoteShard { instance, outgoing: Arc::new(outgoing), pending }),
             Err(OpenError::Lost(message)) => Err(LinkError::Lost { instance, message }),
             Err(OpenError::Refused(message)) => Err(LinkError::Refused { instance, message }),
         }
@@ -104,21 +91,10 @@ fn refusal(instance: &str, status: &Status) -> LinkError {
     }
 }
 
-async fn demultiplex(mut answers: Streaming<ExpertResult>, pending: Arc<Pending<Key, ExpertResult>>) {
-    let reason = loop {
-        match answers.message().await {
-            Ok(Some(result)) => settle(&pending, result),
-            Ok(None) => break "the shard ended the stream".to_owned(),
-            Err(status) => break status.message().to_owned(),
-        }
-    };
-    pending.close(reason);
-}
-
-fn settle(pending: &Pending<Key, ExpertResult>, result: ExpertResult) {
+fn settle(pending: &Pending<WorkId, ExpertResult>, result: ExpertResult) {
     match result.id {
-        Some(id) if result.sign_of_life => pending.sign(&key(id)),
-        Some(id) => pending.answer(&key(id), result),
+        Some(id) if result.sign_of_life => pending.sign(&id),
+        Some(id) => pending.answer(&id, result),
         None => {}
     }
 }
@@ -126,12 +102,12 @@ fn settle(pending: &Pending<Key, ExpertResult>, result: ExpertResult) {
 struct RemoteShard {
     instance: String,
     outgoing: Arc<Outgoing<ExpertBatch>>,
-    pending: Arc<Pending<Key, ExpertResult>>,
+    pending: Arc<Pending<WorkId, ExpertResult>>,
 }
 
 /// Tells the shard that an answer is no longer wanted, if dropped before it came.
 struct Wanted {
-    ticket: Ticket<Key, ExpertResult>,
+    ticket: Ticket<WorkId, ExpertResult>,
     id: Option<WorkId>,
     outgoing: Arc<Outgoing<ExpertBatch>>,
 }
@@ -150,7 +126,7 @@ impl ShardLink for RemoteShard {
         batch.signs_of_life = true;
         let lost = |message: String| LinkError::Lost { instance: self.instance.clone(), message };
         let id = batch.id.unwrap_or_default();
-        let ticket = self.pending.register(key(id)).map_err(lost)?;
+        let ticket = self.pending.register(id).map_err(lost)?;
         let mut wanted = Wanted { ticket, id: None, outgoing: self.outgoing.clone() };
         if !self.outgoing.send(batch).await {
             return Err(lost(self.pending.closed().unwrap_or_else(|| "the stream is closed".to_owned())));
@@ -166,7 +142,7 @@ impl ShardLink for RemoteShard {
     }
 
     fn last_sign(&self, work: WorkId) -> Option<Instant> {
-        self.pending.last_sign(&key(work))
+        self.pending.last_sign(&work)
     }
 
     fn transport(&self) -> Transport {

@@ -29,68 +29,46 @@ impl Kind {
 
 /// A message whose tensors can be taken out and put back.
 pub trait Payloads: Message + Default {
-    /// The fields that are tensors, left empty.
-    fn take(&mut self) -> Vec<Bytes>;
-
-    /// Their places, in the same order.
+    /// The fields that are tensors.
     fn places(&mut self) -> Vec<&mut Bytes>;
+
+    /// What they hold, in the same order; they are left empty.
+    fn take(&mut self) -> Vec<Bytes> {
+        self.places().into_iter().map(std::mem::take).collect()
+    }
 }
 
 impl Payloads for ExpertBatch {
-    fn take(&mut self) -> Vec<Bytes> {
-        vec![std::mem::take(&mut self.x)]
-    }
-
     fn places(&mut self) -> Vec<&mut Bytes> {
         vec![&mut self.x]
     }
 }
 
 impl Payloads for ExpertResult {
-    fn take(&mut self) -> Vec<Bytes> {
-        self.sums.iter_mut().map(|sum| std::mem::take(&mut sum.sum)).collect()
-    }
-
     fn places(&mut self) -> Vec<&mut Bytes> {
         self.sums.iter_mut().map(|sum| &mut sum.sum).collect()
     }
 }
 
 impl Payloads for MoeInput {
-    fn take(&mut self) -> Vec<Bytes> {
-        vec![std::mem::take(&mut self.x), std::mem::take(&mut self.logits)]
-    }
-
     fn places(&mut self) -> Vec<&mut Bytes> {
         vec![&mut self.x, &mut self.logits]
     }
 }
 
 impl Payloads for MoeOutput {
-    fn take(&mut self) -> Vec<Bytes> {
-        vec![std::mem::take(&mut self.routed)]
-    }
-
     fn places(&mut self) -> Vec<&mut Bytes> {
         vec![&mut self.routed]
     }
 }
 
 impl Payloads for Hello {
-    fn take(&mut self) -> Vec<Bytes> {
-        Vec::new()
-    }
-
     fn places(&mut self) -> Vec<&mut Bytes> {
         Vec::new()
     }
 }
 
 impl Payloads for Welcome {
-    fn take(&mut self) -> Vec<Bytes> {
-        Vec::new()
-    }
-
     fn places(&mut self) -> Vec<&mut Bytes> {
         Vec::new()
     }

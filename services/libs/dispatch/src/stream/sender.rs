@@ -102,11 +102,7 @@ impl Sender {
     /// # Errors
     /// When the connection breaks.
     pub(crate) async fn make_room(&self) -> io::Result<()> {
-        while self.is_full() {
-            self.0.stream.writable().await?;
-            self.lock().write(&self.0.stream)?;
-        }
-        Ok(())
+        self.write_while(Self::is_full).await
     }
 
     /// Writes all that is unsent.
@@ -114,7 +110,11 @@ impl Sender {
     /// # Errors
     /// When the connection breaks.
     pub async fn flush(&self) -> io::Result<()> {
-        while !self.is_empty() {
+        self.write_while(|sender| !sender.is_empty()).await
+    }
+
+    async fn write_while(&self, wanted: impl Fn(&Self) -> bool) -> io::Result<()> {
+        while wanted(self) {
             self.0.stream.writable().await?;
             self.lock().write(&self.0.stream)?;
             self.0.room.notify_waiters();
