@@ -1,6 +1,6 @@
 //! How near the CPU device comes to this machine: plain reading of memory, the one-token linear layer, which should read
 //! its weights as fast, and the 512-token one in operations a second. Run by hand on a quiet machine:
-//! `cargo run --release -p conclave-kernels --example rates [threads] [isa]`.
+//! `cargo run --release -p conclave-kernels --example rates [threads] [isa] [experts]`.
 
 use std::time::Instant;
 
@@ -10,7 +10,6 @@ use conclave_kernels::{RotaryTable, Weight, rates};
 /// Sizes of V2-Lite.
 const HIDDEN: usize = 2048;
 const INNER: usize = 1408;
-const EXPERTS: usize = 24;
 const SHAPE: MlaShape = MlaShape { heads: 16, nope: 128, rope: 64, value: 128, latent: 512 };
 const ROUNDS: usize = 7;
 
@@ -19,6 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cores = std::thread::available_parallelism()?.get();
     let threads = args.next().map_or(Ok(cores), |threads| threads.parse())?;
     let isa = args.next().map(|isa| isa.parse()).transpose()?;
+    let count = args.next().map_or(Ok(24), |count| count.parse())?;
     let pool = Pool::new(threads)?;
     let cpu = Cpu::new(pool.clone(), isa)?;
     println!("{} on {threads} threads; medians of {ROUNDS}", cpu.numerics());
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rate = || rates::multiply_add_rate(&pool, cpu.isa()).expect("the instruction set in use");
     println!("multiply-adds            {:7.1} GFLOP/s", 2.0 * median(rate) / 1e9);
     linear(&cpu, read)?;
-    experts(&cpu, read)?;
+    experts(&cpu, read, count)?;
     attention(&cpu, read)?;
     Ok(())
 }
@@ -77,14 +77,14 @@ fn linear(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
     Ok(())
 }
 
-fn experts(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
-    let experts = (0..EXPERTS)
+fn experts(cpu: &Cpu, read: f64, count: usize) -> Result<(), KernelError> {
+    let experts = (0..count)
         .map(|_| {
             let (gate, up) = (matrix(cpu, INNER, HIDDEN)?, matrix(cpu, INNER, HIDDEN)?);
             Ok(Ffn { gate, up, down: matrix(cpu, HIDDEN, INNER)? })
         })
         .collect::<Result<Vec<_>, KernelError>>()?;
-    let bytes = EXPERTS * 3 * INNER * HIDDEN * 2;
+    let bytes = count * 3 * INNER * HIDDEN * 2;
     for rows in [1, 64] {
         let x = numbers(rows * HIDDEN);
         let (index, weights): (Vec<u32>, Vec<f32>) = (0..rows as u32).map(|row| (row, 0.5)).unzip();
@@ -95,7 +95,7 @@ fn experts(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
         let rate = bytes as f64 / seconds / 1e9;
         let flops = bytes as f64 * rows as f64 / seconds / 1e9;
         println!(
-            "{EXPERTS} experts, {rows:3} tokens   {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s",
+            "{count} experts, {rows:3} tokens   {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s",
             rate / read
         );
     }
