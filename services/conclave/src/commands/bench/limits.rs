@@ -43,6 +43,11 @@ impl Rates {
     pub fn seconds(&self, work: Work) -> f64 {
         (work.bytes / self.read).max(work.flops / self.flops)
     }
+
+    /// Between two of them.
+    pub fn between(self, other: Self) -> Self {
+        Self { read: f64::midpoint(self.read, other.read), flops: f64::midpoint(self.flops, other.flops) }
+    }
 }
 
 /// What a model costs.

@@ -1,6 +1,9 @@
 //! The machine that is measured on: what it is, what it can do at most, and what processes take of it.
 
-use std::fs;
+use std::{
+    fs,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use anyhow::{Context, Result, bail};
 use conclave_kernels::{
@@ -10,11 +13,12 @@ use conclave_kernels::{
 use serde::Serialize;
 
 use super::limits::Rates;
+use crate::process::blocking;
 
-/// Passes over memory, and bursts of multiply-adds, at the beginning and at the end of a run.
-const SAMPLES: usize = 15;
-/// Bytes of a pass, unless memory is small: several times the largest caches.
-const READ_BYTES: u64 = 1 << 30;
+/// Passes over memory, and bursts of multiply-adds, the best of which counts.
+const PASSES: usize = 3;
+/// Bytes of a pass: several times the largest caches.
+const READ_BYTES: u64 = 512 << 20;
 
 /// What the machine is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -53,43 +57,81 @@ pub fn load() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }
 
-/// What the machine can do at most with `threads` threads, and the samples behind it.
+/// What the machine can do at most with `threads` threads.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Limits {
     /// Threads.
     pub threads: usize,
     /// Instruction set.
     pub isa: String,
-    /// The best of the samples: a limit is not what others leave of it.
-    pub rates: Rates,
-    /// Bytes a second.
-    pub read_samples: Vec<f64>,
-    /// Operations a second.
-    pub flops_samples: Vec<f64>,
+    /// From the beginning of the run to its end.
+    pub samples: Vec<Rates>,
 }
 
 impl Limits {
-    /// Nothing measured yet.
-    pub fn new(threads: usize, isa: Isa) -> Self {
-        let rates = Rates { read: f64::MIN_POSITIVE, flops: f64::MIN_POSITIVE };
-        Self { threads, isa: isa.to_string(), rates, read_samples: Vec::new(), flops_samples: Vec::new() }
+    /// The best that was seen: a limit is not what others leave of it.
+    pub fn best(&self) -> Rates {
+        let best = |rate: fn(&Rates) -> f64| self.samples.iter().map(rate).fold(f64::MIN_POSITIVE, f64::max);
+        Rates { read: best(|rates| rates.read), flops: best(|rates| rates.flops) }
     }
+}
 
-    /// Measures reads of memory and multiply-adds from registers. Blocks.
+/// Measures the limits of the machine, again and again.
+#[derive(Clone)]
+pub struct Probe(Arc<Probing>);
+
+struct Probing {
+    pool: Arc<Pool>,
+    isa: Isa,
+    memory: ReadProbe,
+    limits: Mutex<Limits>,
+}
+
+impl Probe {
+    /// Takes memory to be read. Blocks.
     ///
     /// # Errors
-    /// When there is no memory, or the machine lacks the instruction set.
-    pub fn probe(&mut self, machine: &Machine) -> Result<()> {
-        let (pool, isa) = (Pool::new(self.threads)?, self.isa.parse()?);
-        let memory = ReadProbe::new(READ_BYTES.min(machine.memory_bytes / 8).max(1 << 20) as usize)?;
-        memory.rate(&pool);
-        for _ in 0..SAMPLES {
-            self.read_samples.push(memory.rate(&pool));
-            self.flops_samples.push(2.0 * multiply_add_rate(&pool, isa)?);
+    /// When there is no memory.
+    pub fn new(threads: usize, isa: Isa) -> Result<Self> {
+        let limits = Mutex::new(Limits { threads, isa: isa.to_string(), samples: Vec::new() });
+        let probing = Probing { pool: Pool::new(threads)?, isa, memory: ReadProbe::new(READ_BYTES as usize)?, limits };
+        probing.memory.rate(&probing.pool);
+        Ok(Self(Arc::new(probing)))
+    }
+
+    /// What the machine gives now.
+    ///
+    /// # Errors
+    /// When the machine lacks the instruction set.
+    pub async fn rates(&self) -> Result<Rates> {
+        let probing = self.0.clone();
+        blocking("measure the limits of this machine", move || probing.rates()).await
+    }
+
+    /// All that was found so far.
+    pub fn limits(&self) -> Limits {
+        self.0.lock().clone()
+    }
+
+    /// Of the memory that it reads.
+    pub fn bytes(&self) -> u64 {
+        READ_BYTES
+    }
+}
+
+impl Probing {
+    fn lock(&self) -> MutexGuard<'_, Limits> {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rates(&self) -> Result<Rates> {
+        let mut rates = Rates { read: f64::MIN_POSITIVE, flops: f64::MIN_POSITIVE };
+        for _ in 0..PASSES {
+            rates.read = rates.read.max(self.memory.rate(&self.pool));
+            rates.flops = rates.flops.max(2.0 * multiply_add_rate(&self.pool, self.isa)?);
         }
-        self.rates.read = self.read_samples.iter().copied().fold(self.rates.read, f64::max);
-        self.rates.flops = self.flops_samples.iter().copied().fold(self.rates.flops, f64::max);
-        Ok(())
+        self.lock().samples.push(rates);
+        Ok(rates)
     }
 }
 

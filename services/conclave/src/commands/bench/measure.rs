@@ -8,13 +8,15 @@ use futures::{StreamExt, future::try_join_all};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    limits::{Costs, Work},
+    decoding::{Tokens, during},
+    limits::{Costs, Rates, Work},
+    machine::Probe,
     progress::Progress,
     prompts::Prompts,
     report::{AtLeast, Figure, Unit},
     stats::percentile,
     target::{self, Target},
-    timing::{Arrivals, steady},
+    timing::{Arrivals, steady, together},
 };
 
 /// Longest step of a target, generously.
@@ -36,6 +38,15 @@ pub struct Bench {
     pub limit: Duration,
     /// Told what is going on.
     pub progress: Progress,
+    /// Measures the machine.
+    pub probe: Probe,
+}
+
+/// One repetition.
+struct Run {
+    arrivals: Arrivals,
+    /// What the machine gave before and after.
+    rates: Rates,
 }
 
 /// Requests that run at the same time.
@@ -78,16 +89,18 @@ impl Bench {
         let names = [format!("prefill {prompt}"), format!("time to first token, {prompt}")];
         let shape = Shape { streams: 1, prompt, tokens: 1 };
         let units = [Unit::TokensPerSecond, Unit::Milliseconds];
-        let runs = match self.repeated(&names[0], shape).await? {
+        let runs = match self.repeated(&names[0], shape, Self::whole).await? {
             Ok(runs) => runs,
             Err(why) => return Ok(skipped(&names, units, &why)),
         };
-        let first: Vec<f64> = runs.iter().filter_map(|run| run.first()?.first().copied()).collect();
-        let rates = first.iter().map(|seconds| prompt as f64 / seconds).collect();
-        let times = first.iter().map(|seconds| seconds * 1e3).collect();
+        let runs: Vec<(f64, Rates)> =
+            runs.iter().filter_map(|run| Some((*run.arrivals.first()?.first()?, run.rates))).collect();
+        let rates = runs.iter().map(|(seconds, _)| prompt as f64 / seconds).collect();
+        let times = runs.iter().map(|(seconds, _)| seconds * 1e3).collect();
         let [rate, time] = names;
         let mut figures = vec![Figure::new(rate, units[0], rates), Figure::new(time, units[1], times)];
-        self.set_least(&mut figures, prompt as f64, |costs| costs.prefill(prompt));
+        let rates = runs.iter().map(|(_, rates)| *rates);
+        self.set_limits(&mut figures, rates, prompt as f64, |costs| costs.prefill(prompt));
         Ok(figures)
     }
 
@@ -101,51 +114,84 @@ impl Bench {
         let name = format!("decode {streams} stream{plural}, context {context}");
         let names = [name.clone(), format!("{name}: token p50"), format!("{name}: token p99")];
         let units = [Unit::TokensPerSecond, Unit::Milliseconds, Unit::Milliseconds];
-        let shape = Shape { streams, prompt: context, tokens: 1 + tokens + while_others_begin(streams, context) };
-        let runs = match self.repeated(&name, shape).await? {
+        let shape = Shape { streams, prompt: context, tokens };
+        let runs = match self.repeated(&name, shape, Self::decoding).await? {
             Ok(runs) => runs,
             Err(why) => return Ok(skipped(&names, units, &why)),
         };
-        let runs: Vec<_> = runs.iter().filter_map(|arrivals| steady(arrivals)).collect();
-        let Some(middle) = runs.last().map(|run| run.middle) else {
+        let runs: Vec<_> = runs.iter().filter_map(|run| Some((steady(&run.arrivals)?, run.rates))).collect();
+        let Some(middle) = runs.last().map(|(run, _)| run.middle) else {
             return Ok(skipped(&names, units, "the streams did not decode at the same time"));
         };
-        let gap = |percent| runs.iter().filter_map(|run| Some(percentile(&run.gaps, percent)? * 1e3)).collect();
-        let samples: [Vec<f64>; 3] = [runs.iter().map(|run| run.rate).collect(), gap(50.0), gap(99.0)];
+        let gap = |percent| runs.iter().filter_map(|(run, _)| Some(percentile(&run.gaps, percent)? * 1e3)).collect();
+        let samples: [Vec<f64>; 3] = [runs.iter().map(|(run, _)| run.rate).collect(), gap(50.0), gap(99.0)];
         let figures = names.into_iter().zip(units).zip(samples);
         let mut figures: Vec<Figure> =
             figures.map(|((name, unit), samples)| Figure::new(name, unit, samples)).collect();
-        self.set_least(&mut figures, streams as f64, |costs| costs.decode_step(streams, context as f64 + middle));
+        let rates = runs.iter().map(|(_, rates)| *rates);
+        self.set_limits(&mut figures, rates, streams as f64, |costs| {
+            costs.decode_step(streams, context as f64 + middle)
+        });
         Ok(figures)
     }
 
-    fn set_least(&self, figures: &mut [Figure], tokens: f64, work: impl FnOnce(&Costs) -> Work) {
+    fn set_limits(
+        &self,
+        figures: &mut [Figure],
+        rates: impl Iterator<Item = Rates> + Clone,
+        tokens: f64,
+        work: impl FnOnce(&Costs) -> Work,
+    ) {
         let at_least = self.costs.as_ref().map(|costs| AtLeast { work: work(costs), tokens });
-        figures.iter_mut().for_each(|figure| figure.at_least = at_least);
+        for figure in figures {
+            figure.at_least = at_least;
+            figure.limit_by(rates.clone());
+        }
     }
 
-    /// Runs the same shape again and again until it is enough or the time is over; what was cut is left out. Says why
-    /// where nothing is left.
-    async fn repeated(&mut self, name: &str, shape: Shape) -> Result<Result<Vec<Arrivals>, String>> {
+    /// Measures the same shape again and again until it is enough or the time is over, and the machine before and after;
+    /// what was cut is left out. Says why where nothing is left.
+    async fn repeated(
+        &mut self,
+        name: &str,
+        shape: Shape,
+        once: impl AsyncFn(&mut Self, Shape, Instant) -> Result<Option<Arrivals>>,
+    ) -> Result<Result<Vec<Run>, String>> {
         self.progress.begin(name, self.repeat);
         if let Err(why) = self.fits(&shape) {
             return Ok(Err(why));
         }
         let deadline = self.deadline();
         let mut runs = Vec::new();
+        let mut before = self.probe.rates().await?;
         while runs.len() < self.repeat && Instant::now() < deadline {
-            let arrivals = self.streams(shape, deadline).await?;
-            let done = arrivals.iter().all(|times| times.len() == shape.tokens);
-            if done || runs.is_empty() && arrivals.iter().all(|times| !times.is_empty()) {
-                runs.push(arrivals);
-            }
-            if !done {
-                self.settle().await?;
-            }
+            let arrivals = once(self, shape, deadline).await?;
+            self.settle().await?;
+            let after = self.probe.rates().await?;
+            runs.extend(arrivals.map(|arrivals| Run { arrivals, rates: before.between(after) }));
+            before = after;
             self.progress.step();
         }
         let late = || format!("not done within {} s", self.limit.as_secs());
         Ok(if runs.is_empty() { Err(late()) } else { Ok(runs) })
+    }
+
+    /// The requests of a shape, all their tokens.
+    async fn whole(&mut self, shape: Shape, deadline: Instant) -> Result<Option<Arrivals>> {
+        let arrivals = self.streams(shape, deadline).await?;
+        let done = arrivals.iter().all(|times| times.len() == shape.tokens);
+        Ok(done.then_some(arrivals))
+    }
+
+    /// The requests of a shape until all of them together have drawn its tokens.
+    async fn decoding(&mut self, shape: Shape, deadline: Instant) -> Result<Option<Arrivals>> {
+        let endless = self.context_limit - shape.prompt;
+        let requests = (0..shape.streams).map(|_| self.request(shape.prompt, endless)).collect();
+        let measured = async |tokens: &mut Tokens| {
+            tokens.until(|times| together(times) > shape.tokens).await;
+            Ok(std::mem::take(&mut tokens.times))
+        };
+        during(&self.target, requests, Instant::now(), deadline, measured).await
     }
 
     /// Waits until what was given up is out of the way: it ends with the step that it is in.
@@ -197,11 +243,6 @@ impl Bench {
     }
 }
 
-/// Tokens that the first stream draws while the prompts of the others are computed, at 256 prompt tokens a step.
-fn while_others_begin(streams: usize, context: usize) -> usize {
-    ((streams - 1) * context).div_ceil(256)
-}
-
 fn skipped<const N: usize>(names: &[String; N], units: [Unit; N], why: &str) -> Vec<Figure> {
     names.iter().zip(units).map(|(name, unit)| Figure::skipped(name, unit, why)).collect()
 }
@@ -240,16 +281,4 @@ pub async fn each_arrival(
         }
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_stream_has_tokens_to_draw_until_the_last_begins() {
-        assert_eq!(while_others_begin(1, 2048), 0);
-        assert_eq!(while_others_begin(8, 128), 4);
-        assert_eq!(while_others_begin(32, 128), 16);
-    }
 }

@@ -2,20 +2,18 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
-use futures::future::{join_all, try_join_all};
-use tokio::{
-    sync::mpsc::{UnboundedReceiver, unbounded_channel},
-    time::{Instant, sleep_until, timeout_at},
-};
+use futures::future::try_join_all;
+use tokio::time::{Instant, sleep_until};
 
 use super::{
-    measure::{Bench, Shape, arrivals, each_arrival},
+    decoding::{Tokens, during},
+    measure::{Bench, Shape, arrivals},
     prompts::SplitMix,
     report::{Figure, Unit},
     stats::percentile,
-    timing::{Arrivals, Mixture, mixture},
+    timing::{Mixture, mixture},
 };
 
 /// Decides lengths and times of the prompts.
@@ -152,22 +150,11 @@ async fn together(
     deadline: Instant,
 ) -> Result<Option<Run>> {
     let endless = bench.context_limit - sizes.context;
-    let decoding: Vec<_> = (0..streams).map(|_| bench.request(sizes.context, endless)).collect();
+    let decoding = (0..streams).map(|_| bench.request(sizes.context, endless)).collect();
     let prompts: Vec<_> = coming.iter().map(|coming| bench.request(coming.tokens, 1)).collect();
     let (target, pause, start) = (bench.target.clone(), alone.prompts / coming.len() as f64, Instant::now());
-
-    let (token, mut tokens) = unbounded_channel();
-    let streams_end = join_all(decoding.into_iter().enumerate().map(|(stream, request)| {
-        let (target, token) = (&target, token.clone());
-        let arrived = move |seconds| {
-            // The receiver goes when all is measured.
-            let _ = token.send((stream, seconds));
-        };
-        async move { each_arrival(target, request, start, deadline, arrived).await }
-    }));
-    let measured = async {
-        let mut times = vec![Vec::new(); streams];
-        receive(&mut tokens, &mut times, |times| times.len() > sizes.steps).await;
+    let measured = async |tokens: &mut Tokens| {
+        tokens.until(|times| times.iter().all(|times| times.len() > sizes.steps)).await;
         let begin = Instant::now();
         let prompts = prompts.into_iter().zip(coming).map(async |(request, coming)| {
             let at = begin + Duration::from_secs_f64(coming.at * pause);
@@ -176,33 +163,15 @@ async fn together(
         });
         let first_tokens: Vec<f64> = try_join_all(prompts).await?.into_iter().flatten().collect();
         let window = (begin - start).as_secs_f64()..start.elapsed().as_secs_f64();
-        receive(&mut tokens, &mut times, |times| times.last().is_some_and(|last| *last >= window.end)).await;
-        Ok(mixture(&times, &window).map(|mixture| {
+        let past = |times: &Vec<f64>| times.last().is_some_and(|last| *last >= window.end);
+        tokens.until(|times| times.iter().all(past)).await;
+        Ok(mixture(&tokens.times, &window).map(|mixture| {
             let prompt_tokens = coming.iter().map(|coming| coming.tokens).sum();
             Run { alone, mixture, prompt_tokens, first_tokens }
         }))
     };
-    let run = tokio::select! {
-        run = timeout_at(deadline, measured) => run.unwrap_or(Ok(None)),
-        ended = streams_end => match ended.into_iter().find_map(Result::err) {
-            Some(error) => Err(error),
-            None if Instant::now() < deadline => bail!("the streams ended before the prompts were computed"),
-            None => Ok(None),
-        },
-    }?;
+    let run = during(&bench.target, decoding, start, deadline, measured).await?.flatten();
     Ok(run.filter(|run| run.first_tokens.len() == coming.len()))
-}
-
-/// Takes in arrivals until it is enough for every stream.
-async fn receive(
-    tokens: &mut UnboundedReceiver<(usize, f64)>,
-    times: &mut Arrivals,
-    enough: impl Fn(&Vec<f64>) -> bool,
-) {
-    while !times.iter().all(&enough) {
-        let Some((stream, seconds)) = tokens.recv().await else { return };
-        times[stream].push(seconds);
-    }
 }
 
 fn figures(name: &str, chunk: usize, runs: &[Run]) -> Vec<Figure> {

@@ -1,5 +1,6 @@
 //! `conclave bench`: how fast a model is served, and how near that is to what the machine allows.
 
+mod decoding;
 mod hops;
 mod limits;
 mod machine;
@@ -49,7 +50,8 @@ Prompts are random token ids, the same in every run; decoding is greedy and goes
   peak memory  resident, of all processes together
 
 Beside each figure stands the best that this machine allows: its read bandwidth and its peak of multiply-adds are
-measured in the same run, the best of several samples. A step has to read each weight matrix that it needs once
+measured before and after each repetition, since others may share the machine, and 'of limit' is the median over the
+repetitions; for the other figures the best of the whole run counts. A step has to read each weight matrix that it needs once
 (routed experts: as many as are expected to be chosen) and the latents that are attended to, and to do the
 operations of matrices and attention; whichever takes longer is the limit. What stays in a large cache can be
 faster than that.";

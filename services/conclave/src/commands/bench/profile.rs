@@ -39,7 +39,7 @@ pub struct Line {
 
 impl Profile {
     /// Of a step on a machine with these rates.
-    pub fn new(name: &str, step: &Step, rates: &Rates) -> Self {
+    pub fn new(name: &str, step: &Step, rates: Rates) -> Self {
         let operations = step.operations.iter();
         let mut lines: Vec<Line> = operations
             .map(|(operation, taken)| Line {
@@ -76,20 +76,26 @@ pub struct Wanted {
 ///
 /// # Errors
 /// When a request fails or takes longer than a measurement may.
-pub async fn run(bench: &mut Bench, recorder: &Recorder, wanted: Wanted) -> Result<[(String, Step); 2]> {
+pub async fn run(bench: &mut Bench, recorder: &Recorder, wanted: Wanted) -> Result<[Profile; 2]> {
     let Wanted { chunk, context, tokens } = wanted;
     let mut chunks = Vec::new();
+    let before = bench.probe.rates().await?;
     for _ in 0..bench.repeat {
         chunks.extend(steps(bench, recorder, Shape { streams: 1, prompt: chunk, tokens: 1 }).await?);
     }
+    let between = bench.probe.rates().await?;
     // One more step than is looked at: the end of the last one is not seen.
     let decode = steps(bench, recorder, Shape { streams: 1, prompt: context, tokens: 2 + tokens }).await?;
     let decode = decode.into_iter().skip_while(|step| step.rows != 1).take(tokens).collect();
+    let after = bench.probe.rates().await?;
     match (median(chunks), median(decode)) {
-        (Some(chunk_step), Some(decode_step)) => Ok([
-            (format!("prefill of {chunk} tokens"), chunk_step),
-            (format!("decode step of 1 stream, context {context}"), decode_step),
-        ]),
+        (Some(chunk_step), Some(decode_step)) => {
+            let names = [format!("prefill of {chunk} tokens"), format!("decode step of 1 stream, context {context}")];
+            Ok([
+                Profile::new(&names[0], &chunk_step, before.between(between)),
+                Profile::new(&names[1], &decode_step, between.between(after)),
+            ])
+        }
         _ => bail!("--profile: not done in time; --limit may be raised"),
     }
 }

@@ -78,13 +78,13 @@ pub struct Figure {
     pub unit: Unit,
     /// One a repetition; none where the measurement was left out or not done in time.
     pub samples: Vec<f64>,
-    /// The best that the machine's limits allow.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub limit: Option<f64>,
+    /// The best that the machine allowed at the time of each sample; none where it is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<f64>,
     /// Why there are no samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// What the limit follows from.
+    /// What the limits follow from.
     #[serde(skip)]
     pub at_least: Option<AtLeast>,
 }
@@ -92,7 +92,7 @@ pub struct Figure {
 impl Figure {
     /// Without a limit.
     pub fn new(name: impl Into<String>, unit: Unit, samples: Vec<f64>) -> Self {
-        Self { name: name.into(), unit, samples, limit: None, note: None, at_least: None }
+        Self { name: name.into(), unit, samples, limits: Vec::new(), note: None, at_least: None }
     }
 
     /// One that was not measured.
@@ -100,16 +100,21 @@ impl Figure {
         Self { note: Some(note.into()), ..Self::new(name, unit, Vec::new()) }
     }
 
-    /// Sets the limit on a machine with these rates, where the work behind the figure is known.
-    pub fn limit_by(&mut self, rates: &Rates) {
-        let best = |least: AtLeast| self.unit.of(rates.seconds(least.work), least.tokens);
-        self.limit = self.at_least.and_then(best);
+    /// Sets the limits of the samples on a machine with these rates, where the work behind the figure is known.
+    pub fn limit_by(&mut self, rates: impl IntoIterator<Item = Rates>) {
+        let Some(least) = self.at_least else { return };
+        let limits = rates.into_iter().map(|rates| self.unit.of(rates.seconds(least.work), least.tokens));
+        self.limits = limits.collect::<Option<_>>().unwrap_or_default();
     }
 
-    /// What part of the limit was reached: at 1 it could not be better.
-    pub fn share(&self) -> Option<f64> {
-        let (median, limit) = (Summary::of(&self.samples)?.median, self.limit?);
-        Some(if self.unit == Unit::TokensPerSecond { median / limit } else { limit / median })
+    /// The limit, and what part of it was reached, at 1 it could not be better: medians over the samples.
+    pub fn of_limit(&self) -> Option<(f64, f64)> {
+        let share = |(sample, limit): (&f64, &f64)| match self.unit {
+            Unit::TokensPerSecond => sample / limit,
+            _ => limit / sample,
+        };
+        let shares: Vec<f64> = self.samples.iter().zip(&self.limits).map(share).collect();
+        Some((Summary::of(&self.limits)?.median, Summary::of(&shares)?.median))
     }
 
     /// The median as a multiple of the same figure's in an earlier run.
@@ -202,13 +207,14 @@ mod tests {
 
     #[test]
     fn shares_of_the_limit_and_ratios_look_the_right_way() {
-        let rate = Figure { limit: Some(200.0), ..Figure::new("a", Unit::TokensPerSecond, vec![40.0, 50.0, 60.0]) };
-        let time = Figure { limit: Some(5.0), ..Figure::new("b", Unit::Milliseconds, vec![20.0]) };
-        assert_eq!((rate.share(), time.share()), (Some(0.25), Some(0.25)));
+        let samples = vec![40.0, 50.0, 60.0];
+        let rate = Figure { limits: vec![400.0, 200.0, 100.0], ..Figure::new("a", Unit::TokensPerSecond, samples) };
+        let time = Figure { limits: vec![5.0], ..Figure::new("b", Unit::Milliseconds, vec![20.0]) };
+        assert_eq!((rate.of_limit(), time.of_limit()), (Some((200.0, 0.25)), Some((5.0, 0.25))));
         let earlier =
             [Figure::new("a", Unit::TokensPerSecond, vec![100.0]), Figure::new("b", Unit::Seconds, vec![1.0])];
         assert_eq!((rate.ratio(&earlier), time.ratio(&earlier)), (Some(0.5), None), "another unit is another figure");
-        assert_eq!(Figure::skipped("a", Unit::Seconds, "why").share(), None);
+        assert_eq!(Figure::skipped("a", Unit::Seconds, "why").of_limit(), None);
     }
 
     #[test]
@@ -217,11 +223,11 @@ mod tests {
         let at_least = Some(AtLeast { work: Work { bytes: 50.0, flops: 0.25 }, tokens: 8.0 });
         let limit = |unit| {
             let mut figure = Figure { at_least, ..Figure::new("a", unit, vec![1.0]) };
-            figure.limit_by(&rates);
-            figure.limit
+            figure.limit_by([rates]);
+            figure.limits
         };
-        assert_eq!((limit(Unit::TokensPerSecond), limit(Unit::Milliseconds)), (Some(16.0), Some(500.0)));
-        assert_eq!(limit(Unit::Gibibytes), None);
+        assert_eq!((limit(Unit::TokensPerSecond), limit(Unit::Milliseconds)), (vec![16.0], vec![500.0]));
+        assert!(limit(Unit::Gibibytes).is_empty());
     }
 
     #[test]
@@ -229,7 +235,7 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("run.json");
         let figures = vec![
-            Figure { limit: Some(3.5), ..Figure::new("decode", Unit::TokensPerSecond, vec![1.0, 2.0]) },
+            Figure { limits: vec![3.5, 3.0], ..Figure::new("decode", Unit::TokensPerSecond, vec![1.0, 2.0]) },
             Figure::skipped("prefill", Unit::Microseconds, "too long"),
         ];
         let written = serde_json::json!({ "figures": figures, "version": "1" });

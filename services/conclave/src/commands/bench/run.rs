@@ -18,11 +18,11 @@ use super::{
     BenchArgs,
     hops::{self, Calls},
     limits::Costs,
-    machine::{self, Limits, Machine},
+    machine::{self, Machine, Probe},
     measure::{Bench, Shape},
     mixed,
     profile::{self, Profile, Wanted},
-    profiled::{Profiled, Recorder, Step},
+    profiled::{Profiled, Recorder},
     progress::Progress,
     prompts::Prompts,
     report::{Figure, Model, Process, Report, Unit},
@@ -57,7 +57,7 @@ pub async fn run(args: &BenchArgs) -> Result<Report> {
 
 /// Over the parts of `conclave serve`.
 async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, isa: Isa, machine: Machine) -> Result<Report> {
-    let limits = probe(Limits::new(args.device.count()?, isa), &machine).await?;
+    let probe = probe(args, isa).await?;
     machine::forget_peak_memory();
     let started = Instant::now();
     let checkpoint = args.model.open().await?;
@@ -77,25 +77,25 @@ async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, isa: Isa, mach
     let costs = Costs::on(&checkpoint, &device.numerics());
     let target = Target::InProcess(front);
     let model = target.model().await?;
-    let mut bench = bench(args, target, &model, Some(costs.clone()), progress).await?;
+    let mut bench = bench(args, target, &model, Some(costs.clone()), (progress, probe)).await?;
     let mut figures = throughput(args, &mut bench).await?;
     bench.progress.begin("layer calls", 1);
     let layer = hops::layer_call("layer call, in process", parts.moe.clone(), &costs, calls(args, LAYER_CALLS));
     figures.extend(layer.await?);
-    let peak_bytes = machine::peak_memory(None)?;
+    let peak_bytes = machine::peak_memory(None)?.saturating_sub(bench.probe.bytes());
     bench.progress.begin("hops", 1);
     figures.extend(hops::empty_layer(device, calls(args, EMPTY_CALLS)).await?);
     figures.push(ready);
-    let steps = match &recorder {
+    let profiles = match &recorder {
         Some(recorder) => profile(args, &mut bench, recorder).await?.to_vec(),
         None => Vec::new(),
     };
     let processes = vec![Process { pid: std::process::id(), peak_bytes }];
-    let found = Found { model, figures, processes, steps, machine, limits };
+    let found = Found { model, figures, processes, profiles, machine };
     report(args, &bench, found).await
 }
 
-async fn profile(args: &BenchArgs, bench: &mut Bench, recorder: &Recorder) -> Result<[(String, Step); 2]> {
+async fn profile(args: &BenchArgs, bench: &mut Bench, recorder: &Recorder) -> Result<[Profile; 2]> {
     bench.progress.begin("profile", 1);
     let chunk = chunk(args, bench);
     profile::run(bench, recorder, Wanted { chunk, context: args.context, tokens: args.tokens }).await
@@ -123,9 +123,9 @@ async fn remote(args: &BenchArgs, url: &str, machine: Machine) -> Result<Report>
     let model = target.model().await?;
     let checkpoint = checkpoint_of(args, &model).await?;
     let isa = args.device.isa.unwrap_or(Isa::available()[0]);
-    let limits = probe(Limits::new(args.device.count()?, isa), &machine).await?;
+    let probe = probe(args, isa).await?;
     let costs = checkpoint.as_ref().map(|checkpoint| Costs::on(checkpoint, &model.numerics));
-    let mut bench = bench(args, target, &model, costs.clone(), Progress::new()).await?;
+    let mut bench = bench(args, target, &model, costs.clone(), (Progress::new(), probe)).await?;
     let mut figures = throughput(args, &mut bench).await?;
     if let (Some(checkpoint), Some(costs), Some(cluster)) = (&checkpoint, &costs, bench.target.cluster().await?) {
         bench.progress.begin("layer calls", 1);
@@ -133,7 +133,7 @@ async fn remote(args: &BenchArgs, url: &str, machine: Machine) -> Result<Report>
     }
     let process = |pid: &u32| Ok(Process { pid: *pid, peak_bytes: machine::peak_memory(Some(*pid))? });
     let processes = args.pids.iter().map(process).collect::<Result<_>>()?;
-    let found = Found { model, figures, processes, steps: Vec::new(), machine, limits };
+    let found = Found { model, figures, processes, profiles: Vec::new(), machine };
     report(args, &bench, found).await
 }
 
@@ -155,7 +155,7 @@ async fn bench(
     target: Target,
     model: &v1::Model,
     costs: Option<Costs>,
-    progress: Progress,
+    (progress, probe): (Progress, Probe),
 ) -> Result<Bench> {
     let ids = target.with_string(model, Prompts::candidates(model.vocab, CANDIDATES)).await?;
     if ids.is_empty() {
@@ -169,6 +169,7 @@ async fn bench(
         repeat: args.repeat,
         limit: Duration::from_secs(args.limit),
         progress,
+        probe,
     })
 }
 
@@ -205,14 +206,10 @@ fn calls(args: &BenchArgs, calls: usize) -> Calls {
     Calls { repeat: args.repeat, calls, limit: Duration::from_secs(args.limit) }
 }
 
-/// Measures the limits of this machine once more.
-async fn probe(mut limits: Limits, machine: &Machine) -> Result<Limits> {
-    let machine = machine.clone();
-    let probed = blocking("measure the limits of this machine", move || {
-        limits.probe(&machine)?;
-        Ok(limits)
-    });
-    probed.await
+/// To measure the limits of this machine.
+async fn probe(args: &BenchArgs, isa: Isa) -> Result<Probe> {
+    let threads = args.device.count()?;
+    blocking("measure the limits of this machine", move || Probe::new(threads, isa)).await
 }
 
 /// What a run found.
@@ -220,25 +217,24 @@ struct Found {
     model: v1::Model,
     figures: Vec<Figure>,
     processes: Vec<Process>,
-    /// Profiled ones.
-    steps: Vec<(String, Step)>,
+    profiles: Vec<Profile>,
     machine: Machine,
-    /// Measured at the beginning.
-    limits: Limits,
 }
 
 /// Puts everything together, with the machine's limits.
 async fn report(args: &BenchArgs, bench: &Bench, found: Found) -> Result<Report> {
-    let Found { model, mut figures, processes, steps, machine, limits } = found;
+    let Found { model, mut figures, processes, profiles, machine } = found;
     bench.progress.begin("limits of this machine", 1);
     let machine = Machine { load_after: machine::load(), ..machine };
-    let limits = probe(limits, &machine).await?;
+    bench.probe.rates().await?;
+    let limits = bench.probe.limits();
     bench.progress.end();
     if !processes.is_empty() {
         let bytes: u64 = processes.iter().map(|process| process.peak_bytes).sum();
         figures.push(Figure::new("peak memory", Unit::Gibibytes, vec![bytes as f64 / (1u64 << 30) as f64]));
     }
-    figures.iter_mut().for_each(|figure| figure.limit_by(&limits.rates));
+    let unlimited = figures.iter_mut().filter(|figure| figure.limits.is_empty());
+    unlimited.for_each(|figure| figure.limit_by(vec![limits.best(); figure.samples.len()]));
     let costs = bench.costs.as_ref();
     Ok(Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -252,7 +248,7 @@ async fn report(args: &BenchArgs, bench: &Bench, found: Found) -> Result<Report>
             weight_bytes: costs.map(Costs::total_bytes),
             bytes_per_token: costs.map(|costs| costs.decode_step(1, 0.0).bytes),
         },
-        profiles: steps.iter().map(|(name, step)| Profile::new(name, step, &limits.rates)).collect(),
+        profiles,
         limits,
         figures,
         processes,
@@ -306,7 +302,7 @@ mod tests {
         }
         assert_eq!((samples(&report, "ready"), samples(&report, "peak memory")), (1, 1));
         let decode = report.figures.iter().find(|figure| figure.name == "decode 1 stream, context 8").unwrap();
-        assert!(decode.share().is_some_and(|share| share > 0.0), "{decode:?}");
+        assert!(decode.of_limit().is_some_and(|(_, share)| share > 0.0), "{decode:?}");
         let long = report.figures.iter().find(|figure| figure.name == "prefill 4096").unwrap();
         assert_eq!(long.note.as_deref(), Some("needs 4097 tokens, the context is 2048"));
 
@@ -340,6 +336,6 @@ mod tests {
         assert_eq!((samples(&report, "prefill 8"), samples(&report, "decode 2 streams, context 8")), (2, 2));
         assert_eq!(report.processes.len(), 1);
         assert_eq!(report.numerics, "cpu-portable-1");
-        assert!(report.figures.iter().all(|figure| figure.limit.is_none()), "no checkpoint, no limits");
+        assert!(report.figures.iter().all(|figure| figure.limits.is_empty()), "no checkpoint, no limits");
     }
 }

@@ -1,6 +1,7 @@
 //! A run as people read it.
 
 use super::{
+    limits::Rates,
     profile::Profile,
     report::{Figure, Report},
     stats::Summary,
@@ -27,11 +28,11 @@ fn head(report: &Report) -> String {
         format!("conclave {} ({}), {}, {}", report.version, report.commit, report.numerics, report.target),
         format!("{}, {} cores, {:.1} GiB{load}", machine.processor, machine.cores, gibibytes(machine.memory_bytes)),
         format!(
-            "limits ({} threads, {}): reads {:.1} GB/s, multiply-adds {:.1} GFLOP/s",
+            "limits ({} threads, {}): reads {} GB/s, multiply-adds {} GFLOP/s",
             limits.threads,
             limits.isa,
-            limits.rates.read / 1e9,
-            limits.rates.flops / 1e9
+            spread(&limits.samples, |rates| rates.read),
+            spread(&limits.samples, |rates| rates.flops)
         ),
     ];
     let sizes = model.weight_bytes.zip(model.bytes_per_token).map_or_else(String::new, |(all, token)| {
@@ -40,6 +41,14 @@ fn head(report: &Report) -> String {
     lines.push(format!("{}{sizes}", model.name));
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// The least, the median and the most of a rate, in 10⁹.
+fn spread(samples: &[Rates], rate: impl Fn(&Rates) -> f64) -> String {
+    let samples: Vec<f64> = samples.iter().map(|rates| rate(rates) / 1e9).collect();
+    Summary::of(&samples).map_or_else(String::new, |Summary { min, median, max }| {
+        format!("{} / {} / {}", number(min), number(median), number(max))
+    })
 }
 
 /// One line a figure.
@@ -55,8 +64,9 @@ fn figures(figures: &[Figure], baseline: Option<&[Figure]>) -> String {
             (None, note) => row.push(format!("- ({})", note.as_deref().unwrap_or("not measured"))),
         }
         if !figure.samples.is_empty() {
-            row.push(figure.limit.map_or_else(String::new, number));
-            row.push(figure.share().map_or_else(String::new, percent));
+            let (limit, share) = figure.of_limit().unzip();
+            row.push(limit.map_or_else(String::new, number));
+            row.push(share.map_or_else(String::new, percent));
             row.push(baseline.and_then(|earlier| figure.ratio(earlier)).map_or_else(String::new, ratio));
         }
         rows.push(row);
@@ -151,7 +161,7 @@ mod tests {
     #[test]
     fn figures_stand_in_columns() {
         let measured = [
-            Figure { limit: Some(20.0), ..Figure::new("decode", Unit::TokensPerSecond, vec![9.0, 10.0, 12.5]) },
+            Figure { limits: vec![20.0; 3], ..Figure::new("decode", Unit::TokensPerSecond, vec![9.0, 10.0, 12.5]) },
             Figure::skipped("prefill 4096", Unit::TokensPerSecond, "the context is 2048"),
             Figure::new("ready", Unit::Seconds, vec![0.1234]),
         ];

@@ -36,6 +36,15 @@ pub fn steady(streams: &[Vec<f64>]) -> Option<Steady> {
     (!streams.is_empty()).then_some(steady)
 }
 
+/// Tokens that each stream has had since the last of them had its first, that one counted.
+pub fn together(streams: &[Vec<f64>]) -> usize {
+    let Some(begin) = streams.iter().map(|times| times.first().copied()).collect::<Option<Vec<f64>>>() else {
+        return 0;
+    };
+    let begin = begin.into_iter().fold(0.0, f64::max);
+    streams.iter().map(|times| times.iter().filter(|time| **time >= begin).count()).min().unwrap_or(0)
+}
+
 /// What streams did while prompts arrived.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mixture {
@@ -92,6 +101,12 @@ mod tests {
         assert!((found.rate - 20.0).abs() < 1e-9, "{found:?}");
         assert_eq!(found.gaps.len(), 6);
         assert_eq!(found.middle, (3.5 + 1.5) / 2.0);
+    }
+
+    #[test]
+    fn streams_are_together_from_the_first_token_of_the_last() {
+        assert_eq!(together(&[vec![1.0, 2.0, 3.0, 4.0], vec![3.0, 4.0]]), 2);
+        assert_eq!((together(&[vec![1.0, 2.0], vec![]]), together(&[])), (0, 0));
     }
 
     #[test]
