@@ -65,7 +65,7 @@ fn linear(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
     let layers = (0..40).map(|_| matrix(cpu, 3072, HIDDEN)).collect::<Result<Vec<_>, _>>()?;
     let bytes: usize = layers.iter().map(|layer| cpu.matrix_bytes(layer)).sum();
     let mut y = vec![0.0; 512 * 3072];
-    for rows in [1, 2, 4, 8, 512] {
+    for rows in [1, 2, 4, 8, 16, 32, 64, 512] {
         let x = numbers(rows * HIDDEN);
         let used = if rows > 8 { &layers[..4] } else { &layers[..] };
         let seconds = time(|| used.iter().for_each(|layer| cpu.linear(&x, layer, &mut y[..rows * 3072])));

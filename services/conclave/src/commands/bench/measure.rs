@@ -110,8 +110,7 @@ impl Bench {
     /// # Errors
     /// When a request fails.
     pub async fn decode(&mut self, streams: usize, context: usize, tokens: usize) -> Result<Vec<Figure>> {
-        let plural = if streams == 1 { "" } else { "s" };
-        let name = format!("decode {streams} stream{plural}, context {context}");
+        let name = format!("decode {}, context {context}", counted(streams));
         let names = [name.clone(), format!("{name}: token p50"), format!("{name}: token p99")];
         let units = [Unit::TokensPerSecond, Unit::Milliseconds, Unit::Milliseconds];
         let shape = Shape { streams, prompt: context, tokens };
@@ -176,15 +175,21 @@ impl Bench {
         Ok(if runs.is_empty() { Err(late()) } else { Ok(runs) })
     }
 
-    /// The requests of a shape, all their tokens.
-    async fn whole(&mut self, shape: Shape, deadline: Instant) -> Result<Option<Arrivals>> {
+    /// The requests of a shape, all their tokens. `None`: not done in time.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub async fn whole(&mut self, shape: Shape, deadline: Instant) -> Result<Option<Arrivals>> {
         let arrivals = self.streams(shape, deadline).await?;
         let done = arrivals.iter().all(|times| times.len() == shape.tokens);
         Ok(done.then_some(arrivals))
     }
 
-    /// The requests of a shape until all of them together have drawn its tokens.
-    async fn decoding(&mut self, shape: Shape, deadline: Instant) -> Result<Option<Arrivals>> {
+    /// The requests of a shape until all of them together have drawn its tokens. `None`: not done in time.
+    ///
+    /// # Errors
+    /// When a request fails.
+    pub async fn decoding(&mut self, shape: Shape, deadline: Instant) -> Result<Option<Arrivals>> {
         let endless = self.context_limit - shape.prompt;
         let requests = (0..shape.streams).map(|_| self.request(shape.prompt, endless)).collect();
         let measured = async |tokens: &mut Tokens| {
@@ -241,6 +246,11 @@ impl Bench {
             ..GenerateRequest::default()
         }
     }
+}
+
+/// `1 stream`, `8 streams`
+pub fn counted(streams: usize) -> String {
+    format!("{streams} stream{}", if streams == 1 { "" } else { "s" })
 }
 
 fn skipped<const N: usize>(names: &[String; N], units: [Unit; N], why: &str) -> Vec<Figure> {

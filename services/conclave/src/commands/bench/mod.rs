@@ -112,7 +112,7 @@ pub struct BenchArgs {
     /// Longest time of each measurement, its repetitions together, in seconds.
     #[arg(long, env = "CONCLAVE_BENCH_LIMIT", value_name = "SECONDS", default_value = "120")]
     pub limit: u64,
-    /// Show where the time of a decode step and of a prefill chunk goes, operation by operation.
+    /// Show where the time of a prefill chunk and of decode steps goes, operation by operation.
     #[arg(long, env = "CONCLAVE_BENCH_PROFILE")]
     pub profile: bool,
     /// Write everything that was found, with all samples, as JSON.

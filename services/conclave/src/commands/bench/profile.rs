@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::{
     limits::Rates,
-    measure::{Bench, Shape},
+    measure::{Bench, Shape, counted},
     profiled::{Recorder, Step},
 };
 
@@ -62,56 +62,54 @@ impl Profile {
 }
 
 /// What to look at.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Wanted {
     /// Tokens of the prompt whose prefill is looked at; one step.
     pub chunk: usize,
+    /// Numbers of streams whose decode steps are looked at.
+    pub streams: Vec<usize>,
     /// Context of the decode steps.
     pub context: usize,
     /// How many decode steps.
     pub tokens: usize,
 }
 
-/// The prefill of one chunk and a decode step of one stream, each the one of median duration among several.
+/// The prefill of one chunk and a decode step of some numbers of streams, each the one of median duration among several.
 ///
 /// # Errors
 /// When a request fails or takes longer than a measurement may.
-pub async fn run(bench: &mut Bench, recorder: &Recorder, wanted: Wanted) -> Result<[Profile; 2]> {
-    let Wanted { chunk, context, tokens } = wanted;
+pub async fn run(bench: &mut Bench, recorder: &Recorder, wanted: &Wanted) -> Result<Vec<Profile>> {
+    let prompt = Shape { streams: 1, prompt: wanted.chunk, tokens: 1 };
     let mut chunks = Vec::new();
     let before = bench.probe.rates().await?;
     for _ in 0..bench.repeat {
-        chunks.extend(steps(bench, recorder, Shape { streams: 1, prompt: chunk, tokens: 1 }).await?);
+        recorder.start();
+        let arrivals = bench.whole(prompt, bench.deadline()).await;
+        let steps = recorder.stop();
+        chunks.extend(arrivals?.map_or_else(Vec::new, |_| steps));
     }
-    let between = bench.probe.rates().await?;
-    // One more step than is looked at: the end of the last one is not seen.
-    let decode = steps(bench, recorder, Shape { streams: 1, prompt: context, tokens: 2 + tokens }).await?;
-    let decode = decode.into_iter().skip_while(|step| step.rows != 1).take(tokens).collect();
-    let after = bench.probe.rates().await?;
-    match (median(chunks), median(decode)) {
-        (Some(chunk_step), Some(decode_step)) => {
-            let names = [format!("prefill of {chunk} tokens"), format!("decode step of 1 stream, context {context}")];
-            Ok([
-                Profile::new(&names[0], &chunk_step, before.between(between)),
-                Profile::new(&names[1], &decode_step, between.between(after)),
-            ])
-        }
-        _ => bail!("--profile: not done in time; --limit may be raised"),
+    let mut now = bench.probe.rates().await?;
+    let mut profiles = vec![of(&format!("prefill of {} tokens", wanted.chunk), chunks, before.between(now))?];
+    for streams in &wanted.streams {
+        let shape = Shape { streams: *streams, prompt: wanted.context, tokens: wanted.tokens };
+        recorder.start();
+        let arrivals = bench.decoding(shape, bench.deadline()).await;
+        let mut steps = recorder.stop();
+        arrivals?;
+        steps.retain(|step| step.rows == *streams);
+        bench.settle().await?;
+        let before = std::mem::replace(&mut now, bench.probe.rates().await?);
+        let name = format!("decode step of {}, context {}", counted(*streams), wanted.context);
+        profiles.push(of(&name, steps, before.between(now))?);
     }
-}
-
-/// The steps of a request; none when it was not done in time.
-async fn steps(bench: &mut Bench, recorder: &Recorder, shape: Shape) -> Result<Vec<Step>> {
-    recorder.start();
-    let arrivals = bench.streams(shape, bench.deadline()).await;
-    let steps = recorder.stop();
-    let done = arrivals?.iter().all(|times| times.len() == shape.tokens);
-    Ok(if done { steps } else { Vec::new() })
+    Ok(profiles)
 }
 
 /// The step of median duration.
-fn median(mut steps: Vec<Step>) -> Option<Step> {
+fn of(name: &str, mut steps: Vec<Step>, rates: Rates) -> Result<Profile> {
     steps.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
-    let middle = steps.len() / 2;
-    steps.into_iter().nth(middle)
+    match steps.get(steps.len() / 2) {
+        Some(step) => Ok(Profile::new(name, step, rates)),
+        None => bail!("--profile: {name}: not done in time; --limit may be raised"),
+    }
 }

@@ -87,7 +87,7 @@ async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, isa: Isa, mach
     figures.extend(hops::empty_layer(device, calls(args, EMPTY_CALLS)).await?);
     figures.push(ready);
     let profiles = match &recorder {
-        Some(recorder) => profile(args, &mut bench, recorder).await?.to_vec(),
+        Some(recorder) => profile(args, &mut bench, recorder).await?,
         None => Vec::new(),
     };
     let processes = vec![Process { pid: std::process::id(), peak_bytes }];
@@ -95,10 +95,11 @@ async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, isa: Isa, mach
     report(args, &bench, found).await
 }
 
-async fn profile(args: &BenchArgs, bench: &mut Bench, recorder: &Recorder) -> Result<[Profile; 2]> {
+async fn profile(args: &BenchArgs, bench: &mut Bench, recorder: &Recorder) -> Result<Vec<Profile>> {
     bench.progress.begin("profile", 1);
     let chunk = chunk(args, bench);
-    profile::run(bench, recorder, Wanted { chunk, context: args.context, tokens: args.tokens }).await
+    let (streams, context, tokens) = (args.batch.clone(), args.context, args.tokens);
+    profile::run(bench, recorder, &Wanted { chunk, streams, context, tokens }).await
 }
 
 /// Loads the model, and a front over it.
@@ -306,7 +307,7 @@ mod tests {
         let long = report.figures.iter().find(|figure| figure.name == "prefill 4096").unwrap();
         assert_eq!(long.note.as_deref(), Some("needs 4097 tokens, the context is 2048"));
 
-        let [chunk, step] = &report.profiles[..] else { panic!("{:?}", report.profiles) };
+        let [chunk, step, _] = &report.profiles[..] else { panic!("{:?}", report.profiles) };
         let calls = |profile: &Profile, operation: &str| {
             profile.lines.iter().find(|line| line.operation == operation).map(|line| line.calls)
         };
