@@ -7,6 +7,8 @@
 
 mod pack;
 
+pub(crate) use pack::{interleave, pack_rows};
+
 use bytemuck::Pod;
 
 use crate::{

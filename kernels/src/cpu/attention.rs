@@ -6,26 +6,30 @@
 
 use std::ops::Range;
 
-use super::{Cpu, kernels::Columns};
+use super::{Cpu, inputs::Inputs, split::Split};
 use crate::{
-    Device, MlaShape, SequenceRows, cache::LatentCache, grid::Grid, ops::attention::merge_splits, scratch::Scratch,
+    Device, MlaShape, SequenceRows,
+    cache::LatentCache,
+    grid::Grid,
+    ops::attention::merge_splits,
+    panels::{STEPS, WIDTH},
+    scratch::Scratch,
     tasks,
 };
 
 const BLOCK: usize = Cpu::BLOCK;
 const SPLIT: usize = Cpu::SPLIT;
-/// Rows of the cache and of queries are padded by zeros to a multiple of this: the lanes of the widest vector.
-const ALIGN: usize = 16;
-/// Rows of a sequence that one task takes through a split.
-const ROWS: usize = 4;
-/// Heads that one task takes through a split.
+/// Queries (one for each row and head) that one task takes through a split: enough that packing its keys costs little, and so
+/// few that their scores and sums stay in the second cache.
+const QUERIES: usize = 64;
+/// Heads that one task takes at least, if there are fewer tasks than threads.
 const HEADS: usize = 8;
 /// Reduced splits held at a time, in elements; more where a single group of rows needs them.
 const PARTIALS: usize = 4 << 20;
 
-/// Elements from one row of the cache to the next.
+/// Elements from one row of the cache to the next: whole panels, padded by zeros.
 pub(super) fn stride(shape: &MlaShape) -> usize {
-    shape.cached().next_multiple_of(ALIGN)
+    shape.cached().next_multiple_of(STEPS)
 }
 
 /// Rows of one sequence, one behind the other.
@@ -64,14 +68,6 @@ struct Part {
     heads: Range<usize>,
 }
 
-/// What a task reduces: queries `[rows, heads, stride]`, rounded and padded, and the keys that each row sees.
-struct Queries<'a> {
-    values: &'a [f32],
-    heads: usize,
-    /// Keys of the split that each row sees; ascending.
-    seen: &'a [usize],
-}
-
 impl Cpu {
     pub(super) fn attention(
         &self,
@@ -82,7 +78,7 @@ impl Cpu {
         out: &mut [f32],
     ) {
         let MlaShape { heads, latent, .. } = *cache.0.shape();
-        let mut all = sequences.iter().flat_map(groups_of).peekable();
+        let mut all = sequences.iter().flat_map(|sequence| groups_of(sequence, heads)).peekable();
         while all.peek().is_some() {
             let mut length = 0;
             let mut groups: Vec<Group<'_>> = Vec::new();
@@ -108,7 +104,7 @@ impl Cpu {
     ) {
         let shape = cache.shape();
         let (heads, of_head) = (shape.heads, shape.latent + 2);
-        let parts: Vec<Part> = groups.iter().enumerate().flat_map(|(at, group)| parts_of(at, group, heads)).collect();
+        let parts = parts_of(groups, heads, self.pool.threads());
         let grid = Grid::new(partials, of_head);
         let keys: usize = groups.iter().map(|group| group.count * group.keys(group.count - 1)).sum();
         let at_once =
@@ -116,79 +112,50 @@ impl Cpu {
         self.pool.run(parts.len().div_ceil(at_once), |task| {
             for part in parts.iter().skip(task * at_once).take(at_once) {
                 let group = &groups[part.group];
-                let rows = group.rows(part.split);
-                let keys = |row: usize| SPLIT.min(group.keys(row) - part.split * SPLIT);
-                let seen: [usize; ROWS] = std::array::from_fn(|at| keys(rows.end.min(rows.start + at + 1) - 1));
-                let values = self.padded(shape, q, group.first + rows.start..group.first + rows.end, &part.heads);
-                let queries = Queries { values: &values, heads: part.heads.len(), seen: &seen[..rows.len()] };
-                let block = |at: usize, rows| cache.block(layer, group.blocks[part.split * SPLIT / BLOCK + at], rows);
-                self.reduce_split(shape, &queries, block, scale, |row, head, values| {
-                    let row = group.partials / of_head + (rows.start + row) * group.splits() * heads;
-                    let head = part.split * heads + part.heads.start + head;
+                self.reduce_part(group, part, (cache, layer), (q, scale), |row, head, statistics, latents| {
+                    let row = group.partials / of_head + row * group.splits() * heads;
                     // SAFETY: each part has rows, splits and heads of its own.
-                    let out = unsafe { grid.part(row + head, 0..of_head) };
-                    out[..2].copy_from_slice(&values.0);
-                    out[2..].copy_from_slice(values.1);
+                    let out = unsafe { grid.part(row + part.split * heads + head, 0..of_head) };
+                    out[..2].copy_from_slice(&statistics);
+                    out[2..].copy_from_slice(latents);
                 });
             }
         });
     }
 
-    /// The queries of some rows and heads, rounded, with zeros up to the stride of keys: `[rows, heads, stride]`.
-    fn padded(&self, shape: &MlaShape, q: &[f32], rows: Range<usize>, heads: &Range<usize>) -> Scratch {
-        let (width, stride) = (shape.cached(), stride(shape));
-        let mut padded = Scratch::take(rows.len() * heads.len() * stride);
-        let sources = rows.flat_map(|row| heads.clone().map(move |head| row * shape.heads + head));
-        for (padded, source) in padded.chunks_exact_mut(stride).zip(sources) {
-            self.kernels.round(&q[source * width..][..width], &mut padded[..width]);
-            padded[width..].fill(0.0);
-        }
-        padded
-    }
-
-    /// Reduces one split, `block(i, rows)` being the first rows of its block `i`: `sink(row, head, ([max, sum], latents))`.
-    fn reduce_split<'k>(
+    /// `sink(row of the group, head, [max, sum], latents)`
+    fn reduce_part(
         &self,
-        shape: &MlaShape,
-        queries: &Queries<'_>,
-        block: impl Fn(usize, usize) -> &'k [u16],
-        scale: f32,
-        mut sink: impl FnMut(usize, usize, ([f32; 2], &[f32])),
+        group: &Group<'_>,
+        part: &Part,
+        (cache, layer): (&LatentCache<u16>, usize),
+        (q, scale): (&[f32], f32),
+        mut sink: impl FnMut(usize, usize, [f32; 2], &[f32]),
     ) {
-        let Queries { values, heads, seen } = *queries;
-        let (stride, count) = (stride(shape), seen.len() * heads);
-        // Keys of a range, block by block, and where they begin in the split; the first block may be cut at its front.
-        let block = &block;
-        let keys = |range: Range<usize>| {
-            (range.start / BLOCK..range.end.div_ceil(BLOCK)).map(move |at| {
-                let (from, to) = (range.start.max(at * BLOCK), range.end.min((at + 1) * BLOCK));
-                (from, &block(at, to - at * BLOCK)[(from - at * BLOCK) * stride..])
-            })
-        };
-        let mut scores = Scratch::take(count * SPLIT);
-        for (at, keys) in keys(0..seen[seen.len() - 1]) {
-            self.kernels.scores(values, keys, stride, Columns { values: &mut scores, width: SPLIT, at });
-        }
-        let mut statistics = [[0.0; 2]; ROWS * HEADS];
-        for (index, scores) in scores.chunks_exact_mut(SPLIT).enumerate() {
-            statistics[index] = self.kernels.softmax(scale, &mut scores[..seen[index / heads]]).into();
-        }
-        let length = shape.latent.next_multiple_of(ALIGN);
-        let mut sums = Scratch::take(count * length);
-        sums.fill(0.0);
-        for (at, keys) in keys(0..seen[0]) {
-            self.kernels.weigh(Columns { values: &mut scores, width: SPLIT, at }, keys, stride, &mut sums);
-        }
-        // A row sees a few keys more than the first one.
-        let rows = scores.chunks_exact_mut(heads * SPLIT).zip(sums.chunks_exact_mut(heads * length)).zip(seen);
-        for ((scores, sums), seen_by_row) in rows {
-            for (at, keys) in keys(seen[0]..*seen_by_row) {
-                self.kernels.weigh(Columns { values: scores, width: SPLIT, at }, keys, stride, sums);
-            }
-        }
-        for (index, (statistics, sums)) in statistics.iter().zip(sums.chunks_exact(length)).enumerate() {
-            sink(index / heads, index % heads, (*statistics, &sums[..shape.latent]));
-        }
+        let (shape, rows) = (cache.shape(), group.rows(part.split));
+        let seen = |row: usize| SPLIT.min(group.keys(row) - part.split * SPLIT);
+        let count = seen(rows.end - 1);
+        let blocks: Vec<&[u16]> = group.blocks[part.split * SPLIT / BLOCK..]
+            .iter()
+            .zip((0..count).step_by(BLOCK))
+            .map(|(block, first)| cache.block(layer, *block, BLOCK.min((count - first).next_multiple_of(WIDTH))))
+            .collect();
+        let (latent, stride) = (shape.latent, stride(shape));
+        let split = Split { blocks: &blocks, stride, count, latent, scale };
+        let query = |row: usize, head: usize| ((group.first + row) * shape.heads + head) as u32;
+        let picked: Vec<u32> =
+            rows.clone().flat_map(|row| part.heads.clone().map(move |head| query(row, head))).collect();
+        let queries = Inputs { rows: picked.len(), picked: Some(&picked), ..Inputs::new(q, shape.cached()) };
+        let place = |index: usize| (rows.start + index / part.heads.len(), part.heads.start + index % part.heads.len());
+        split.reduce(
+            (&self.pool, self.kernels),
+            queries,
+            |index| seen(place(index).0),
+            |index, statistics, latents| {
+                let (row, head) = place(index);
+                sink(row, head, statistics, latents);
+            },
+        );
     }
 
     /// Merges the splits of each row and head in ascending order.
@@ -213,19 +180,24 @@ impl Cpu {
     }
 }
 
-fn groups_of<'a>(sequence: &SequenceRows<'a>) -> impl Iterator<Item = Group<'a>> {
+/// As many rows together as one task takes with all their heads.
+fn groups_of<'a>(sequence: &SequenceRows<'a>, heads: usize) -> impl Iterator<Item = Group<'a>> + use<'a> {
     let SequenceRows { first_row, rows, first_position, blocks } = *sequence;
-    (0..rows).step_by(ROWS).map(move |row| Group {
+    let together = (QUERIES / heads).max(1);
+    (0..rows).step_by(together).map(move |row| Group {
         first: first_row + row,
-        count: ROWS.min(rows - row),
+        count: together.min(rows - row),
         position: first_position + row,
         blocks,
         partials: 0,
     })
 }
 
-fn parts_of(index: usize, group: &Group<'_>, heads: usize) -> impl Iterator<Item = Part> + use<> {
-    (0..group.splits()).flat_map(move |split| {
-        (0..heads).step_by(HEADS).map(move |first| Part { group: index, split, heads: first..heads.min(first + HEADS) })
-    })
+/// How the cut goes changes no bit.
+fn parts_of(groups: &[Group<'_>], heads: usize, threads: usize) -> Vec<Part> {
+    let splits: usize = groups.iter().map(Group::splits).sum();
+    let at_once = if splits * heads.div_ceil(QUERIES) < threads { HEADS } else { QUERIES };
+    let parts = groups.iter().enumerate().flat_map(|(group, of)| (0..of.splits()).map(move |split| (group, split)));
+    let heads = (0..heads).step_by(at_once).map(|first| first..heads.min(first + at_once));
+    parts.flat_map(|(group, split)| heads.clone().map(move |heads| Part { group, split, heads })).collect()
 }

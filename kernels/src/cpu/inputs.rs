@@ -135,6 +135,11 @@ impl<'a> PackedRows<'a> {
         self.layout.depth
     }
 
+    /// All tiles.
+    pub(super) fn all(&self) -> Range<usize> {
+        0..self.layout.count
+    }
+
     /// Rows of the largest tile.
     pub(super) fn rows_of_tile(&self) -> usize {
         self.layout.rows.div_ceil(self.layout.count.max(1))

@@ -10,6 +10,7 @@ mod kernels;
 mod mla;
 mod products;
 pub mod rates;
+mod split;
 
 use std::sync::Arc;
 
@@ -106,7 +107,7 @@ impl Device for Cpu {
     }
 
     fn numerics(&self) -> String {
-        format!("cpu-{}-1", self.isa)
+        format!("cpu-{}-2", self.isa)
     }
 
     fn load_matrix(&self, weight: Weight<'_>) -> Result<Self::Matrix, KernelError> {

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Panels that are computed one after the other and then handed on, at most.
-const GROUP: usize = 8;
+pub(super) const GROUP: usize = 8;
 
 /// The products of the same rows with `N` matrices (one or two) of one shape.
 pub(super) struct Product<'a, const N: usize> {
@@ -74,7 +74,7 @@ impl<const N: usize> Product<'_, N> {
         let sums = sums.as_chunks_mut::<WIDTH>().0;
         let at_once = self.at_once();
         for (w, sums) in w.chunks(at_once).zip(sums.chunks_mut(at_once * rows.len())) {
-            self.sums(tiles.clone(), w, sums);
+            add(self.x, tiles.clone(), w, sums);
         }
         for (index, panel) in panels.enumerate() {
             let cols = panel * WIDTH..self.w[0].outputs().min((panel + 1) * WIDTH);
@@ -89,24 +89,38 @@ impl<const N: usize> Product<'_, N> {
             }
         }
     }
+}
 
-    /// `sums [tiles][panels][rows of the tile][16]`, strip by strip, so that a strip of the panels is read from the nearest
-    /// cache by all tiles but the first.
-    fn sums(&self, tiles: Range<usize>, w: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
-        let kernel = self.x.tiles();
-        for first in (0..self.x.depth()).step_by(kernel.strip()) {
-            let steps = first..self.x.depth().min(first + kernel.strip());
-            let mut strips: [&[u16]; GROUP] = [&[]; GROUP];
-            let strips = &mut strips[..w.len()];
-            strips.iter_mut().zip(w).for_each(|(strip, w)| *strip = &w[steps.start * WIDTH..steps.end * WIDTH]);
-            let mut rest = &mut *sums;
-            for tile in tiles.clone() {
-                let (sums, others) = rest.split_at_mut(self.x.tile(tile).len() * w.len());
-                kernel.tile(self.x.strip(tile, steps.clone()), strips, sums);
-                rest = others;
-            }
-        }
+/// Adds products of the rows of some tiles with whole panels: `sums [tiles][panels][rows of the tile][16]`. Strip by strip, so
+/// that a strip of the panels is read from the nearest cache by all tiles but the first.
+pub(super) fn add(x: PackedRows<'_>, tiles: Range<usize>, panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+    for steps in strips(x) {
+        let mut strips: [&[u16]; GROUP] = [&[]; GROUP];
+        let strips = &mut strips[..panels.len()];
+        strips.iter_mut().zip(panels).for_each(|(to, panel)| *to = &panel[steps.start * WIDTH..steps.end * WIDTH]);
+        add_strip(x, tiles.clone(), steps, strips, sums);
     }
+}
+
+/// The same for one of the [`strips`].
+pub(super) fn add_strip(
+    x: PackedRows<'_>,
+    tiles: Range<usize>,
+    steps: Range<usize>,
+    panels: &[&[u16]],
+    sums: &mut [[f32; WIDTH]],
+) {
+    let mut rest = sums;
+    for tile in tiles {
+        let sums = rest.split_off_mut(..x.tile(tile).len() * panels.len()).expect("sums of every tile");
+        x.tiles().tile(x.strip(tile, steps.clone()), panels, sums);
+    }
+}
+
+/// The inner dimension, cut as the tiles want it.
+pub(super) fn strips(x: PackedRows<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (depth, strip) = (x.depth(), x.tiles().strip());
+    (0..depth).step_by(strip).map(move |first| first..depth.min(first + strip))
 }
 
 /// Runs products, cut by panels, on the threads of `pool`; `sink(i, output)` gets the outputs of product `i`, each once.

@@ -58,18 +58,59 @@ fn along<T: Element, const SIZE: usize>(
     }
 }
 
+/// Packs sixteen rows of bf16 into a panel that is read at once. `rows [16][_]`, of which the first elements fill the panel:
+/// `to [depth / 2][16][2]`, the depth a multiple of [`STEPS`] and at most a row.
+pub(crate) fn pack_rows(rows: &[u16], to: &mut [u16]) {
+    let rows: &[[u8; 2]] = bytemuck::cast_slice(rows);
+    let done = transpose_into::<false>(rows, to);
+    let cols = rows.len() / WIDTH;
+    for (output, row) in rows.chunks_exact(cols).enumerate() {
+        let pairs = to[WIDTH * done..].chunks_exact_mut(PAIRS).zip(row[done..].as_chunks::<2>().0);
+        pairs.for_each(|(to, pair)| to[2 * output..2 * output + 2].copy_from_slice(&pair.map(u16::from_ne_bytes)));
+    }
+}
+
+/// Two steps of sixteen outputs become a pair each.
+pub(crate) fn interleave(first: &[u16; WIDTH], second: &[u16; WIDTH], to: &mut [u16; PAIRS]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_loadu_si128, _mm_storeu_si128, _mm_unpackhi_epi16, _mm_unpacklo_epi16};
+        for at in [0, 8] {
+            // SAFETY: every such processor has SSE2; eight elements from `at` on are read of each step, and written twice as
+            // far.
+            unsafe {
+                let first = _mm_loadu_si128(first.as_ptr().add(at).cast());
+                let second = _mm_loadu_si128(second.as_ptr().add(at).cast());
+                let to = to.as_mut_ptr().add(2 * at).cast();
+                _mm_storeu_si128(to, _mm_unpacklo_epi16(first, second));
+                _mm_storeu_si128(to.add(1), _mm_unpackhi_epi16(first, second));
+            }
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for ((to, first), second) in to.as_chunks_mut().0.iter_mut().zip(first).zip(second) {
+        *to = [*first, *second];
+    }
+}
+
 /// Packs the first steps of `rows [16][cols]`, a multiple of [`STEPS`], where the processor has AVX2; how many.
 ///
 /// A pair of steps is 32 bits: a panel is the transpose of sixteen rows of them.
 pub(super) fn transpose(rows: &[[u8; 2]], to: &mut [u16]) -> usize {
+    transpose_into::<true>(rows, to)
+}
+
+/// As many as `to` has room for. `PAST`: lines are written past the caches.
+fn transpose_into<const PAST: bool>(rows: &[[u8; 2]], to: &mut [u16]) -> usize {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
         let cols = rows.len() / WIDTH;
-        let steps = cols - cols % STEPS;
-        assert!(to.len() >= steps * WIDTH && to.as_ptr().cast::<avx2::Line>().is_aligned(), "an aligned panel");
+        let steps = cols.min(to.len() / WIDTH);
+        let steps = steps - steps % STEPS;
+        assert!(to.as_ptr().cast::<avx2::Line>().is_aligned(), "an aligned panel");
         // SAFETY: the processor has AVX2; `rows` has sixteen rows of `cols` elements, of which `steps` are read; `to` has
         // room for them and is aligned as its lines are.
-        unsafe { avx2::transpose(rows.as_ptr().cast(), cols * 2, steps, to.as_mut_ptr().cast()) };
+        unsafe { avx2::transpose::<PAST>(rows.as_ptr().cast(), cols * 2, steps, to.as_mut_ptr().cast()) };
         return steps;
     }
     let _ = (rows, to);
@@ -80,7 +121,7 @@ pub(super) fn transpose(rows: &[[u8; 2]], to: &mut [u16]) -> usize {
 mod avx2 {
     use std::arch::x86_64::{
         __m256i, _MM_HINT_T0, _mm_prefetch, _mm_sfence, _mm256_loadu_si256, _mm256_permute2x128_si256,
-        _mm256_stream_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32,
+        _mm256_store_si256, _mm256_stream_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32,
         _mm256_unpacklo_epi64,
     };
 
@@ -92,13 +133,13 @@ mod avx2 {
 
     /// Sixteen rows of `steps` steps (a multiple of [`STEPS`]), `stride` bytes apart, become `to [steps / 2]`.
     ///
-    /// Whole lines are written past the caches: they are next read when the model is, and reading them first would
-    /// take bandwidth.
+    /// `PAST`: whole lines are written past the caches. Those of weights are next read when the model is, and reading them
+    /// first would take bandwidth.
     ///
     /// # Safety
     /// AVX2; sixteen readable rows; room for the lines.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn transpose(rows: *const u8, stride: usize, steps: usize, to: *mut Line) {
+    pub(super) unsafe fn transpose<const PAST: bool>(rows: *const u8, stride: usize, steps: usize, to: *mut Line) {
         const BYTES: usize = 2 * STEPS;
         for step in (0..steps).step_by(STEPS) {
             for row in 0..WIDTH {
@@ -116,14 +157,25 @@ mod avx2 {
                     // SAFETY: there is room for the line, and lines are aligned.
                     unsafe {
                         let line = to.add(step / 2 + half * 8 + pair).cast::<__m256i>();
-                        _mm256_stream_si256(line, low);
-                        _mm256_stream_si256(line.add(1), high);
+                        write::<PAST>(line, low);
+                        write::<PAST>(line.add(1), high);
                     }
                 }
             }
         }
-        // So that whoever learns that this is done sees the lines.
-        _mm_sfence();
+        if PAST {
+            // So that whoever learns that this is done sees the lines.
+            _mm_sfence();
+        }
+    }
+
+    /// # Safety
+    /// AVX2; room for half a line, aligned.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn write<const PAST: bool>(to: *mut __m256i, half: __m256i) {
+        // SAFETY: the caller's promise.
+        unsafe { if PAST { _mm256_stream_si256(to, half) } else { _mm256_store_si256(to, half) } }
     }
 
     /// Eight rows of eight 32-bit units become eight columns.
@@ -162,6 +214,15 @@ mod tests {
     /// Panels of all sizes, aligned as those of weights are.
     #[repr(align(64))]
     struct Aligned([u16; WIDTH * 160]);
+
+    #[test]
+    fn steps_become_pairs() {
+        let mut pairs = [0; PAIRS];
+        interleave(&std::array::from_fn(|at| at as u16), &std::array::from_fn(|at| 100 + at as u16), &mut pairs);
+        for (at, pair) in pairs.as_chunks::<2>().0.iter().enumerate() {
+            assert_eq!(*pair, [at as u16, 100 + at as u16]);
+        }
+    }
 
     #[test]
     fn the_fast_way_gives_the_bits_of_the_plain_one() {

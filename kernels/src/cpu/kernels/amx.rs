@@ -35,7 +35,7 @@ pub(super) fn is_available() -> bool {
 /// When the machine lacks it, or the operating system does not let this process use it.
 pub(super) fn kernels() -> &'static dyn Kernels {
     // SAFETY: handed out below, where AVX-512 and AMX have been found.
-    static KERNELS: OnLanes<Zmm> = unsafe { OnLanes::new(tiles, multiply_adds) };
+    static KERNELS: OnLanes<Zmm> = unsafe { OnLanes::new(tiles, multiply_adds, Dtype::Bf16) };
     assert!(is_available(), "AMX");
     &KERNELS
 }

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Columns, Kernels, Tiles, attention, elementwise, lanes::Lanes, on_lanes::OnLanes, peak, tile};
+use super::{Kernels, Tiles, elementwise, lanes::Lanes, on_lanes::OnLanes, peak, softmax, tile};
 use crate::{Dtype, panels::WIDTH};
 
 /// Products of inputs rounded to a type; got only from [`kernels`].
@@ -20,7 +20,7 @@ pub(super) fn is_available() -> bool {
 /// When the machine lacks either.
 pub(super) fn kernels() -> &'static dyn Kernels {
     // SAFETY: handed out below, where AVX2 and FMA have been found.
-    static KERNELS: OnLanes<Ymm> = unsafe { OnLanes::new(tiles, multiply_adds) };
+    static KERNELS: OnLanes<Ymm> = unsafe { OnLanes::new(tiles, multiply_adds, Dtype::F32) };
     assert!(is_available(), "AVX2 and FMA");
     &KERNELS
 }
@@ -57,15 +57,6 @@ impl Lanes for Ymm {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm256_loadu_ps(from) })
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Self {
-        // SAFETY: see above.
-        unsafe {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)))
-        }
     }
 
     #[inline(always)]

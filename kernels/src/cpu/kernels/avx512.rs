@@ -4,13 +4,13 @@
 use std::arch::x86_64::*;
 
 use super::{
-    Columns, Kernels, Tiles, attention,
+    Kernels, Tiles,
     avx2::{self, Ymm},
     dots::{self, Dots},
     elementwise,
     lanes::Lanes,
     on_lanes::OnLanes,
-    tile,
+    softmax, tile,
 };
 use crate::{Dtype, panels::WIDTH};
 
@@ -28,7 +28,7 @@ pub(super) fn is_available() -> bool {
 /// When the machine lacks either.
 pub(super) fn kernels() -> &'static dyn Kernels {
     // SAFETY: handed out below, where AVX-512 with BF16 has been found.
-    static KERNELS: OnLanes<Zmm> = unsafe { OnLanes::new(tiles, dots::multiply_adds) };
+    static KERNELS: OnLanes<Zmm> = unsafe { OnLanes::new(tiles, dots::multiply_adds, Dtype::Bf16) };
     assert!(is_available(), "AVX-512 with BF16");
     &KERNELS
 }
@@ -74,15 +74,6 @@ impl Lanes for Zmm {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: see above.
         Self(unsafe { _mm512_loadu_ps(from) })
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Self {
-        // SAFETY: see above.
-        unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)))
-        }
     }
 
     #[inline(always)]

@@ -15,8 +15,6 @@ pub(super) trait Lanes: Copy {
     const COUNT: usize;
     unsafe fn splat(value: f32) -> Self;
     unsafe fn load(from: *const f32) -> Self;
-    /// A bf16 for each lane, widened.
-    unsafe fn load_bf16(from: *const u16) -> Self;
     /// The first of each pair of bf16, widened; a pair for each lane.
     unsafe fn load_first(from: *const u16) -> Self;
     /// The second of each pair of bf16, widened.

@@ -10,7 +10,6 @@ mod on_lanes;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
-mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -22,6 +21,7 @@ mod exp;
 mod lanes;
 mod peak;
 mod portable;
+mod softmax;
 mod steps;
 mod tile;
 #[cfg(target_arch = "x86_64")]
@@ -75,36 +75,21 @@ pub(crate) trait Kernels: Send + Sync {
     /// Products whose inputs are rounded to bf16, or are f32 as they are.
     fn tiles(&self, inputs: Dtype) -> &dyn Tiles;
 
-    /// `out = round(x)` to bf16.
-    fn round(&self, x: &[f32], out: &mut [f32]);
-
     /// One row: `out = gain ⊙ x / sqrt(mean(x²) + eps)`.
     fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]);
 
     /// `out = silu(gate) · up`
     fn swiglu(&self, gate: &[f32; WIDTH], up: &[f32; WIDTH], out: &mut [f32; WIDTH]);
 
-    /// `out[h][at + j] = q[h] · keys[j]` over all `stride` elements (a multiple of sixteen). `q [heads, stride]`,
-    /// `keys [_, stride]`, `out [heads, width]`.
-    fn scores(&self, q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>);
+    /// Type that the weights of attention are rounded to before they weigh latents.
+    fn weights(&self) -> Dtype;
 
     /// Scales scores, replaces them by `exp(score − max)`, and returns `max` and the sum of these.
     fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32);
 
-    /// `sums[h] += weights[h][at + j] · keys[j]` over the first elements of the keys, for `j` ascending.
-    /// `sums [heads, len]`, `len` a multiple of sixteen and at most `stride`.
-    fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]);
-
     /// Runs `rounds` rounds of multiply-adds from registers, as many at a time as the instruction set can do, and returns
     /// how many they were: nothing is read or written.
     fn multiply_adds(&self, rounds: usize) -> usize;
-}
-
-/// Columns `at..` of a matrix `[heads, width]`: those of the keys at hand.
-pub(crate) struct Columns<'a> {
-    pub(crate) values: &'a mut [f32],
-    pub(crate) width: usize,
-    pub(crate) at: usize,
 }
 
 /// Whether this machine has an instruction set, and the operating system lets this process use it.

@@ -9,16 +9,23 @@ use crate::Dtype;
 pub(super) struct OnLanes<L> {
     pub(super) tiles: fn(Dtype) -> &'static dyn Tiles,
     pub(super) multiply_adds: fn(usize) -> usize,
+    /// As [`super::Kernels::weights`].
+    pub(super) weights: Dtype,
     lanes: PhantomData<L>,
 }
 
 impl<L> OnLanes<L> {
-    /// The loops on these lanes beside products, and the [`super::Kernels::multiply_adds`] of the instruction set of those.
+    /// The loops on these lanes beside products, and what is of the instruction set of those: [`super::Kernels::multiply_adds`] and
+    /// [`super::Kernels::weights`].
     ///
     /// # Safety
     /// Used only where the instruction sets of the lanes and of the products have been found.
-    pub(super) const unsafe fn new(tiles: fn(Dtype) -> &'static dyn Tiles, multiply_adds: fn(usize) -> usize) -> Self {
-        Self { tiles, multiply_adds, lanes: PhantomData }
+    pub(super) const unsafe fn new(
+        tiles: fn(Dtype) -> &'static dyn Tiles,
+        multiply_adds: fn(usize) -> usize,
+        weights: Dtype,
+    ) -> Self {
+        Self { tiles, multiply_adds, weights, lanes: PhantomData }
     }
 }
 
@@ -41,10 +48,6 @@ macro_rules! kernels_on_lanes {
                 (self.tiles)(inputs)
             }
 
-            fn round(&self, x: &[f32], out: &mut [f32]) {
-                compiled!($features, fn(x: &[f32], out: &mut [f32]) { elementwise::round(x, out) })
-            }
-
             fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
                 compiled!($features, fn(x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
                     // SAFETY: see above.
@@ -59,24 +62,14 @@ macro_rules! kernels_on_lanes {
                 })
             }
 
-            fn scores(&self, q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
-                compiled!($features, fn(q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
-                    // SAFETY: see above.
-                    unsafe { attention::scores::<$lanes>(q, keys, stride, out) }
-                })
+            fn weights(&self) -> Dtype {
+                self.weights
             }
 
             fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32) {
                 compiled!($features, fn(scale: f32, scores: &mut [f32]) -> (f32, f32) {
                     // SAFETY: see above.
-                    unsafe { attention::softmax::<$lanes>(scale, scores) }
-                })
-            }
-
-            fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
-                compiled!($features, fn(weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
-                    // SAFETY: see above.
-                    unsafe { attention::weigh::<$lanes>(weights, keys, stride, sums) }
+                    unsafe { softmax::softmax::<$lanes>(scale, scores) }
                 })
             }
 

@@ -1,7 +1,7 @@
 //! The loops in plain Rust, for any machine: products are rounded before they are added.
 #![allow(unsafe_code)]
 
-use super::{Columns, Kernels, Tiles, attention, elementwise, lanes::Lanes, peak, tile};
+use super::{Kernels, Tiles, elementwise, lanes::Lanes, peak, softmax, tile};
 use crate::{Dtype, activation, panels::WIDTH};
 
 /// Kernels of [`crate::Isa::Portable`].
@@ -31,13 +31,6 @@ impl Lanes for Array {
     unsafe fn load(from: *const f32) -> Self {
         // SAFETY: the caller vouches for eight elements.
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16(from: *const u16) -> Self {
-        // SAFETY: the caller vouches for eight elements.
-        let bits = unsafe { from.cast::<[u16; 8]>().read_unaligned() };
-        Self(bits.map(activation::from_bf16))
     }
 
     #[inline(always)]
@@ -127,10 +120,6 @@ impl Kernels for Portable {
         }
     }
 
-    fn round(&self, x: &[f32], out: &mut [f32]) {
-        elementwise::round(x, out);
-    }
-
     fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
         // SAFETY: see above.
         unsafe { elementwise::rms_norm::<Array>(x, gain, eps, out) }
@@ -141,19 +130,13 @@ impl Kernels for Portable {
         unsafe { elementwise::swiglu::<Array>(gate, up, out) }
     }
 
-    fn scores(&self, q: &[f32], keys: &[u16], stride: usize, out: Columns<'_>) {
-        // SAFETY: see above.
-        unsafe { attention::scores::<Array>(q, keys, stride, out) }
+    fn weights(&self) -> Dtype {
+        Dtype::F32
     }
 
     fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32) {
         // SAFETY: see above.
-        unsafe { attention::softmax::<Array>(scale, scores) }
-    }
-
-    fn weigh(&self, weights: Columns<'_>, keys: &[u16], stride: usize, sums: &mut [f32]) {
-        // SAFETY: see above.
-        unsafe { attention::weigh::<Array>(weights, keys, stride, sums) }
+        unsafe { softmax::softmax::<Array>(scale, scores) }
     }
 
     fn multiply_adds(&self, rounds: usize) -> usize {

@@ -1,0 +1,144 @@
+//! One split of absorbed attention for some queries, on the tiles of all other products: queries times keys, and weights
+//! times latents. Both are packed from the cache into panels that stay in the near caches.
+
+use std::ops::Range;
+
+use super::{
+    Cpu,
+    inputs::{Inputs, Packed, PackedRows},
+    kernels::Kernels,
+    products,
+};
+use crate::{
+    Device, Dtype,
+    panels::{PAIRS, WIDTH, interleave, pack_rows},
+    pool::Pool,
+    scratch::Scratch,
+};
+
+const BLOCK: usize = Cpu::BLOCK;
+const SPLIT: usize = Cpu::SPLIT;
+/// Panels of latents that are packed together at least: what they take of a row fills a cache line.
+const LATENT_PANELS: usize = 8;
+
+/// The keys of a split, as the cache holds them.
+pub(super) struct Split<'a> {
+    /// Rows `[_, stride]` of each block: whole panels of them, though the last rows may be seen by no query.
+    pub(super) blocks: &'a [&'a [u16]],
+    /// Elements from one row to the next.
+    pub(super) stride: usize,
+    /// Rows that some query sees.
+    pub(super) count: usize,
+    /// Elements of a latent `r`: the first of a row.
+    pub(super) latent: usize,
+    /// Of scores, before the softmax.
+    pub(super) scale: f32,
+}
+
+impl Split<'_> {
+    /// Reduces the split for each query `[r + dr]`, which sees the first `seen(query)` keys: `sink(query, [max, sum], latents)`.
+    pub(super) fn reduce(
+        &self,
+        (pool, kernels): (&Pool, &dyn Kernels),
+        queries: Inputs<'_>,
+        seen: impl Fn(usize) -> usize,
+        mut sink: impl FnMut(usize, [f32; 2], &[f32]),
+    ) {
+        let rows = queries.rows;
+        let mut scores = Scratch::take(rows * SPLIT);
+        self.score(Packed::new(pool, kernels.tiles(Dtype::Bf16), &[queries]).of(0), &mut scores);
+        let mut statistics = Vec::with_capacity(rows);
+        for (query, scores) in scores.chunks_exact_mut(SPLIT).enumerate() {
+            let (seen, rest) = scores.split_at_mut(seen(query));
+            statistics.push(kernels.softmax(self.scale, seen).into());
+            rest.fill(0.0);
+        }
+        let weights = Inputs { data: &scores, stride: SPLIT, width: self.count, rows, picked: None };
+        let weights = Packed::new(pool, kernels.tiles(kernels.weights()), &[weights]);
+        let length = self.latent.next_multiple_of(WIDTH);
+        let mut latents = Scratch::take(rows * length);
+        self.weigh(weights.of(0), length, &mut latents);
+        for (query, (statistics, latents)) in statistics.into_iter().zip(latents.chunks_exact(length)).enumerate() {
+            sink(query, statistics, &latents[..self.latent]);
+        }
+    }
+
+    /// `scores [queries, SPLIT]` of all rows of the blocks.
+    fn score(&self, queries: PackedRows<'_>, scores: &mut [f32]) {
+        let depth = queries.depth();
+        let at_once = queries.tiles().panels(queries.rows_of_tile());
+        let mut sums = Scratch::take(queries.rows() * at_once * WIDTH);
+        let mut first = 0;
+        for block in self.blocks {
+            let mut packed = Scratch::take(block.len() / self.stride * depth / 2);
+            let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut packed);
+            for (rows, to) in block.chunks_exact(WIDTH * self.stride).zip(packed.chunks_exact_mut(WIDTH * depth)) {
+                pack_rows(rows, to);
+            }
+            let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * depth).collect();
+            for panels in panels.chunks(at_once) {
+                let sums = &mut sums.as_chunks_mut().0[..queries.rows() * panels.len()];
+                sums.fill([0.0; WIDTH]);
+                products::add(queries, queries.all(), panels, sums);
+                each(queries, panels.len(), sums, |query, panel, values| {
+                    let to = query * SPLIT + first + panel * WIDTH;
+                    scores[to..to + WIDTH].copy_from_slice(values);
+                });
+                first += panels.len() * WIDTH;
+            }
+        }
+    }
+
+    /// `latents [queries, length]`: the rows' latents summed by weight, `length` being whole panels.
+    fn weigh(&self, weights: PackedRows<'_>, length: usize, latents: &mut [f32]) {
+        let at_once = weights.tiles().panels(weights.rows_of_tile());
+        let together = at_once.max(LATENT_PANELS) * WIDTH;
+        let mut packed = Scratch::take(together * weights.tiles().strip() / 2);
+        let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut packed);
+        let mut sums = Scratch::take(together * weights.rows());
+        for elements in (0..length).step_by(together).map(|first| first..length.min(first + together)) {
+            let sums = &mut sums.as_chunks_mut().0[..elements.len() / WIDTH * weights.rows()];
+            sums.fill([0.0; WIDTH]);
+            for steps in products::strips(weights) {
+                let packed = &mut packed[..elements.len() * steps.len()];
+                self.pack_latents(elements.clone(), steps.clone(), packed);
+                let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * steps.len()).collect();
+                for (panels, sums) in panels.chunks(at_once).zip(sums.chunks_mut(at_once * weights.rows())) {
+                    products::add_strip(weights, weights.all(), steps.clone(), panels, sums);
+                }
+            }
+            for (index, sums) in sums.chunks(at_once * weights.rows()).enumerate() {
+                each(weights, sums.len() / weights.rows(), sums, |query, panel, values| {
+                    let to = query * length + elements.start + (index * at_once + panel) * WIDTH;
+                    latents[to..to + WIDTH].copy_from_slice(values);
+                });
+            }
+        }
+    }
+
+    /// Some elements of some rows, an even number, as panels in which rows are steps; zeros past those that are seen.
+    fn pack_latents(&self, elements: Range<usize>, rows: Range<usize>, to: &mut [u16]) {
+        let length = WIDTH * rows.len();
+        for (pair, first) in rows.step_by(2).enumerate() {
+            let (a, b) = (self.elements(first, &elements), self.elements(first + 1, &elements));
+            for (panel, (a, b)) in a.as_chunks::<WIDTH>().0.iter().zip(b.as_chunks::<WIDTH>().0).enumerate() {
+                let to = to[panel * length + pair * PAIRS..].first_chunk_mut().expect("room for every pair");
+                interleave(a, b, to);
+            }
+        }
+    }
+
+    fn elements(&self, row: usize, elements: &Range<usize>) -> &[u16] {
+        const UNSEEN: [u16; products::GROUP * WIDTH] = [0; _];
+        match row < self.count {
+            true => &self.blocks[row / BLOCK][row % BLOCK * self.stride..][elements.clone()],
+            false => &UNSEEN[..elements.len()],
+        }
+    }
+}
+
+/// `with(row, panel, outputs)` for all of `sums [tiles][panels][rows of the tile][16]`.
+fn each(x: PackedRows<'_>, panels: usize, sums: &[[f32; WIDTH]], mut with: impl FnMut(usize, usize, &[f32; WIDTH])) {
+    let places = x.all().flat_map(|tile| (0..panels).flat_map(move |panel| x.tile(tile).map(move |row| (row, panel))));
+    places.zip(sums).for_each(|((row, panel), values)| with(row, panel, values));
+}
