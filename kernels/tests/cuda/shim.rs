@@ -62,6 +62,25 @@ fn a_write_past_a_buffer_is_found_when_it_is_freed() {
     launch(&rig.shim, "planted_overrun", 64, &[Arg::Address(rig.at(&out)), Arg::U32(32)]).unwrap();
 }
 
+/// Reads one element too many of a buffer.
+#[test]
+#[ignore = "AddressSanitizer ends the process: for asan.sh"]
+fn overrun_of_a_buffer() {
+    let rig = Rig { shim: Shim::new(0) };
+    let (x, out) = (rig.upload(&[1f32; 255]), rig.poisoned::<f32>(256));
+    let arguments = [Arg::Address(rig.at(&x)), Arg::Address(rig.at(&out)), Arg::U32(1)];
+    let _ = launch(&rig.shim, "planted_missing_barrier", 256, &arguments);
+}
+
+/// Writes one element too many of a shared array.
+#[test]
+#[ignore = "AddressSanitizer ends the process: for asan.sh"]
+fn overrun_of_a_shared_array() {
+    let rig = Rig { shim: Shim::new(0) };
+    let out = rig.poisoned::<f32>(32);
+    let _ = launch(&rig.shim, "planted_shared_overrun", 33, &[Arg::Address(rig.at(&out)), Arg::U32(32)]);
+}
+
 #[test]
 fn loops_that_wait_let_others_run() {
     for seed in 0..5 {
