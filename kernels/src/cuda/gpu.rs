@@ -277,3 +277,39 @@ impl Driver for Gpu {
             .map_err(|error| failed(launch.kernel, &error))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        match Gpu::new(&GpuOptions { ordinal: 4096, kernel_dir: None }) {
+            Err(error @ CudaError::Missing { missing: "libcuda" | "a GPU", .. }) => {
+                assert!(error.to_string().starts_with("CUDA: "), "{error}");
+            }
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("a machine with 4097 GPUs"),
+        }
+    }
+
+    #[test]
+    fn chips_run_code_of_their_kind() {
+        assert_eq!(chip((8, 6)).unwrap(), "sm_80");
+        assert_eq!(chip((9, 0)).unwrap(), "sm_90a");
+        let error = chip((7, 5)).unwrap_err().to_string();
+        assert!(error.contains("compute capability 7.5, expected 8.x or 9.0"), "{error}");
+    }
+
+    /// Every cubin is an ELF file for NVIDIA's machine (190).
+    #[test]
+    fn code_is_built_in() {
+        for chip in ["sm_80", "sm_90a"] {
+            let of_chip: Vec<_> = CUBINS.iter().filter(|(_, of, _)| *of == chip).collect();
+            assert!(of_chip.len() >= 10, "{} files for {chip}", of_chip.len());
+            for (file, _, code) in of_chip {
+                assert!(code.starts_with(b"\x7fELF") && code[18] == 190, "{file}");
+            }
+        }
+    }
+}

@@ -106,9 +106,9 @@ impl Case {
                 rows,
                 splits,
             }
-            .launch(&rig.shim)?;
+            .launch(&rig.driver)?;
             MergeSplits { parts: rig.at(&parts), keys, out: rig.at(&out), splits, latent, rows, heads }
-                .launch(&rig.shim)?;
+                .launch(&rig.driver)?;
             Ok(rig.download::<f32>(&out, length))
         })
     }

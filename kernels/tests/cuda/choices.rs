@@ -40,7 +40,7 @@ fn found(gate: &Gate, logits: &[f32], bias: &[f32]) -> (Vec<u32>, Vec<f32>) {
             scale: gate.scale,
             rows: rows as u32,
         }
-        .launch(&rig.shim)?;
+        .launch(&rig.driver)?;
         let length = rows * gate.top_k;
         Ok([rig.download::<u32>(&ids, length), rig.download::<u32>(&weights, length)].concat())
     });
@@ -161,7 +161,7 @@ fn the_highest_logit_wins() {
         let found = run(|rig| {
             let (logits, out) = (rig.upload(&logits), rig.poisoned::<u32>(rows));
             Argmax { logits: rig.at(&logits), out: rig.at(&out), vocab: vocab as u32, rows: rows as u32 }
-                .launch(&rig.shim)?;
+                .launch(&rig.driver)?;
             Ok(rig.download::<u32>(&out, rows))
         });
         for (row, logits) in logits.chunks_exact(vocab).enumerate() {

@@ -1,12 +1,10 @@
 //! Grouped products, with weights in bf16 and in FP8.
 
-use conclave_kernels::cuda::{
-    ShimMemory,
-    plain::{GroupedLinear, GroupedLinearFp8},
-};
+use conclave_kernels::cuda::plain::{GroupedLinear, GroupedLinearFp8};
 use proptest::prelude::*;
 
 use crate::{
+    driver::Memory,
     linear::chain,
     support::{Numbers, Rig, run},
 };
@@ -39,7 +37,7 @@ impl Case {
 }
 
 /// Each matrix in memory of its own, and their addresses.
-fn apart(matrices: Vec<ShimMemory>, rig: &Rig) -> (Vec<ShimMemory>, ShimMemory) {
+fn apart(matrices: Vec<Memory>, rig: &Rig) -> (Vec<Memory>, Memory) {
     let addresses: Vec<u64> = matrices.iter().map(|matrix| rig.at(matrix)).collect();
     let addresses = rig.upload(&addresses);
     (matrices, addresses)
@@ -64,7 +62,7 @@ fn check_bf16(case: &Case, seed: u64) {
             groups: rows.len() as u32,
             largest: case.largest(),
         }
-        .launch(&rig.shim)?;
+        .launch(&rig.driver)?;
         Ok(rig.download::<f32>(&y, groups.len() * outputs))
     });
     for (row, (group, x)) in groups.iter().zip(x.chunks_exact(*inner)).enumerate() {
@@ -107,7 +105,7 @@ fn check_fp8(case: &Case, seed: u64) {
             groups: rows.len() as u32,
             largest: case.largest(),
         }
-        .launch(&rig.shim)?;
+        .launch(&rig.driver)?;
         Ok(rig.download::<f32>(&y, groups.len() * outputs))
     });
     for (row, (group, x)) in groups.iter().zip(x.chunks_exact(*inner)).enumerate() {

@@ -51,7 +51,7 @@ fn queries(sizes: Sizes, seed: u64) {
             latent: latent as u32,
             heads: heads as u32,
         }
-        .launch(&rig.shim)?;
+        .launch(&rig.driver)?;
         Ok(rig.download::<f32>(&out, length))
     });
     for (index, found) in found.chunks_exact(latent + rope).enumerate() {
@@ -80,7 +80,7 @@ fn values(sizes: Sizes, seed: u64) {
             value: value as u32,
             heads: heads as u32,
         }
-        .launch(&rig.shim)?;
+        .launch(&rig.driver)?;
         Ok(rig.download::<f32>(&out, rows * heads * value))
     });
     for (index, found) in found.chunks_exact(value).enumerate() {

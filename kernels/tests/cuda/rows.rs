@@ -21,8 +21,8 @@ fn embedding_copies_rows() {
             let (tokens, out) = (rig.upload(&tokens), rig.poisoned::<f32>(expected.len()));
             let (table, tokens, out_at) = (rig.at(&table), rig.at(&tokens), rig.at(&out));
             match narrow {
-                true => EmbedBf16 { table, tokens, out: out_at, hidden: 301, rows: 5 }.launch(&rig.shim)?,
-                false => EmbedF32 { table, tokens, out: out_at, hidden: 301, rows: 5 }.launch(&rig.shim)?,
+                true => EmbedBf16 { table, tokens, out: out_at, hidden: 301, rows: 5 }.launch(&rig.driver)?,
+                false => EmbedF32 { table, tokens, out: out_at, hidden: 301, rows: 5 }.launch(&rig.driver)?,
             }
             Ok(rig.download::<f32>(&out, expected.len()))
         });
@@ -47,7 +47,7 @@ proptest! {
             let (input, gain, out) = (rig.upload(x), rig.upload(&gain), rig.poisoned::<f32>(x.len()));
             let rows = (x.len() / hidden) as u32;
             RmsNorm { x: rig.at(&input), gain: rig.at(&gain), out: rig.at(&out), hidden: hidden as u32, eps: 1e-3, rows }
-                .launch(&rig.shim)?;
+                .launch(&rig.driver)?;
             Ok(rig.download::<f32>(&out, x.len()))
         });
         let found = norm_of(&x);
@@ -66,7 +66,7 @@ fn pairs_are_gathered_and_combined_in_order() {
     let found = run(|rig| {
         let (x, from, out) = (rig.upload(&x), rig.upload(&from), rig.poisoned::<u16>(pairs * hidden));
         let (hidden, pairs) = (hidden as u32, pairs as u32);
-        GatherRound { x: rig.at(&x), rows: rig.at(&from), out: rig.at(&out), hidden, pairs }.launch(&rig.shim)?;
+        GatherRound { x: rig.at(&x), rows: rig.at(&from), out: rig.at(&out), hidden, pairs }.launch(&rig.driver)?;
         Ok(rig.download_bf16(&out, (pairs * hidden) as usize))
     });
     let mut expected: Vec<f32> = from.iter().flat_map(|row| &x[*row as usize * hidden..][..hidden]).copied().collect();
@@ -89,7 +89,7 @@ fn pairs_are_gathered_and_combined_in_order() {
             hidden: hidden as u32,
             slots: slots as u32,
         }
-        .launch(&rig.shim)?;
+        .launch(&rig.driver)?;
         Ok(rig.download::<f32>(&out, slots * hidden))
     });
     let mut expected = vec![0.0; slots * hidden];
@@ -145,7 +145,7 @@ fn latents_go_into_their_slots_alone() {
                 rope: rope as u32,
                 rows: rows as u32,
             }
-            .launch(&rig.shim)?;
+            .launch(&rig.driver)?;
             Ok(rig.download_bf16(&cache, slots * width))
         });
         for (slot, found) in found.chunks_exact(width).enumerate() {

@@ -62,7 +62,7 @@ fn found(logits: &[f32], allowed: Option<&[u32]>, draws: &[Draw]) -> Vec<u32> {
             vocab: vocab as u32,
             rows: draws.len() as u32,
         }
-        .launch(&rig.shim)?;
+        .launch(&rig.driver)?;
         Ok(rig.download::<u32>(&out, draws.len()))
     })
 }
@@ -130,7 +130,7 @@ fn penalties_come_before_biases() {
             vocab: vocab as u32,
             count: changes.len() as u32,
         }
-        .launch(&rig.shim)?;
+        .launch(&rig.driver)?;
         Ok(rig.download::<f32>(&logits_at, rows * vocab))
     });
     let mut expected = logits.clone();
