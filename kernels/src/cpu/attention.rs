@@ -8,8 +8,7 @@ use std::ops::Range;
 
 use super::{Cpu, kernels::Columns};
 use crate::{
-    Device, MlaShape, SequenceRows, cache::LatentCache, grid::Grid, ops::attention::merge_splits, scratch::Scratch,
-    tasks,
+    Device, MlaShape, RowSpan, cache::LatentCache, grid::Grid, ops::attention::merge_splits, scratch::Scratch, tasks,
 };
 
 const BLOCK: usize = Cpu::BLOCK;
@@ -77,12 +76,12 @@ impl Cpu {
         &self,
         cache: (&LatentCache<u16>, usize),
         q: &[f32],
-        sequences: &[SequenceRows<'_>],
+        spans: &[RowSpan],
         scale: f32,
         out: &mut [f32],
     ) {
         let MlaShape { heads, latent, .. } = *cache.0.shape();
-        let mut all = sequences.iter().flat_map(groups_of).peekable();
+        let mut all = spans.iter().flat_map(groups_of).peekable();
         while all.peek().is_some() {
             let mut length = 0;
             let mut groups: Vec<Group<'_>> = Vec::new();
@@ -213,8 +212,8 @@ impl Cpu {
     }
 }
 
-fn groups_of<'a>(sequence: &SequenceRows<'a>) -> impl Iterator<Item = Group<'a>> {
-    let SequenceRows { first_row, rows, first_position, blocks } = *sequence;
+fn groups_of(span: &RowSpan) -> impl Iterator<Item = Group<'_>> {
+    let &RowSpan { first_row, rows, first_position, ref blocks } = span;
     (0..rows).step_by(ROWS).map(move |row| Group {
         first: first_row + row,
         count: ROWS.min(rows - row),
