@@ -4,8 +4,8 @@
 
 use std::time::Instant;
 
-use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, MlaShape, Pool, SequenceRows};
-use conclave_kernels::{RotaryTable, Weight, rates};
+use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool};
+use conclave_kernels::{RotaryTable, StepRows, Weight, activation, rates};
 
 /// Sizes of V2-Lite.
 const HIDDEN: usize = 2048;
@@ -64,11 +64,11 @@ fn matrix(cpu: &Cpu, outputs: usize, inputs: usize) -> Result<<Cpu as Device>::M
 fn linear(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
     let layers = (0..40).map(|_| matrix(cpu, 3072, HIDDEN)).collect::<Result<Vec<_>, _>>()?;
     let bytes: usize = layers.iter().map(|layer| cpu.matrix_bytes(layer)).sum();
-    let mut y = vec![0.0; 512 * 3072];
+    let mut y = Vec::new();
     for rows in [1, 2, 4, 8, 16, 32, 64, 512] {
         let x = numbers(rows * HIDDEN);
         let used = if rows > 8 { &layers[..4] } else { &layers[..] };
-        let seconds = time(|| used.iter().for_each(|layer| cpu.linear(&x, layer, &mut y[..rows * 3072])));
+        let seconds = time(|| used.iter().for_each(|layer| cpu.linear(&x, layer, &mut y)));
         let seconds = seconds * layers.len() as f64 / used.len() as f64;
         let rate = bytes as f64 / seconds / 1e9;
         let flops = bytes as f64 * rows as f64 / seconds / 1e9;
@@ -86,12 +86,12 @@ fn experts(cpu: &Cpu, read: f64, count: usize) -> Result<(), KernelError> {
         .collect::<Result<Vec<_>, KernelError>>()?;
     let bytes = count * 3 * INNER * HIDDEN * 2;
     for rows in [1, 64] {
-        let x = numbers(rows * HIDDEN);
+        let x = activation::encode(Dtype::Bf16, &numbers(rows * HIDDEN));
         let (index, weights): (Vec<u32>, Vec<f32>) = (0..rows as u32).map(|row| (row, 0.5)).unzip();
         let batch: Vec<ExpertRows<'_, _>> =
             experts.iter().map(|ffn| ExpertRows { ffn, rows: &index, weights: &weights, slots: &index }).collect();
         let mut out = vec![0.0; rows * HIDDEN];
-        let seconds = time(|| cpu.grouped_ffn(&x, &batch, &mut out));
+        let seconds = time(|| cpu.grouped_ffn(&[&x], &batch, &mut out).expect("the processor does not fail"));
         let rate = bytes as f64 / seconds / 1e9;
         let flops = bytes as f64 * rows as f64 / seconds / 1e9;
         println!(
@@ -106,16 +106,21 @@ fn attention(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
     const POSITIONS: usize = 16 << 10;
     let blocks: Vec<u32> = (0..(POSITIONS / Cpu::BLOCK) as u32).collect();
     let mut cache = cpu.new_cache(1, blocks.len(), &SHAPE)?;
-    let rotary = RotaryTable::new(POSITIONS, &[0.01; 32], 1.0);
-    let positions: Vec<u32> = (0..POSITIONS as u32).collect();
-    let kv = numbers(POSITIONS * SHAPE.cached());
-    let write = LatentWrite { kv: &kv, gain: &[1.0; 512], rotary: &rotary, positions: &positions, slots: &positions };
-    cpu.write_latents(&mut cache, 0, &write);
+    let rotary = cpu.load_rotary(RotaryTable::new(POSITIONS, &[0.01; 32], 1.0))?;
+    let mla = Mla { shape: SHAPE, rotary, scale: 0.1 };
+    // The last rows of one sequence.
+    let last = |rows: usize| {
+        let (mut step, mut batch) = (StepRows::default(), StepRows::default());
+        step.push(&vec![0; rows], POSITIONS - rows, &blocks, Cpu::BLOCK);
+        cpu.load_batch(step, &mut batch);
+        batch
+    };
+    let (kv, gain) = (numbers(POSITIONS * SHAPE.cached()), vec![1.0; 512]);
+    let write = LatentWrite { layer: 0, kv: &kv, gain: &gain };
+    cpu.write_latents(&mla, &last(POSITIONS), &write, &mut cache);
     for rows in [1, 64] {
-        let q = numbers(rows * SHAPE.heads * SHAPE.cached());
-        let mut out = vec![0.0; rows * SHAPE.heads * SHAPE.latent];
-        let sequence = SequenceRows { first_row: 0, rows, first_position: POSITIONS - rows, blocks: &blocks };
-        let seconds = time(|| cpu.mla_attention(&cache, 0, &q, &[sequence], 0.1, &mut out));
+        let (q, batch, mut out) = (numbers(rows * SHAPE.heads * SHAPE.cached()), last(rows), Vec::new());
+        let seconds = time(|| cpu.mla_attention(&mla, &batch, (&cache, 0), &q, &mut out));
         let rate = (POSITIONS * SHAPE.cached() * 2) as f64 / seconds / 1e9;
         let flops = (2 * rows * POSITIONS * SHAPE.heads * (SHAPE.cached() + SHAPE.latent)) as f64 / seconds / 1e9;
         println!("attention 16k, {rows:3} rows  {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s", rate / read);

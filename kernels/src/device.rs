@@ -1,9 +1,10 @@
 //! The device trait: the operations of the model, as one piece of hardware runs them.
 //!
-//! Buffers between operations are f32. A device whose activation type is bf16 rounds where an operation says so.
-//! Every output element is accumulated in an order fixed by its own coordinates: never by the number of rows.
+//! Buffers between operations are f32 and lie in the device's memory. A device whose activation type is bf16 rounds where
+//! an operation says so. Every output element is accumulated in an order fixed by its own coordinates: never by the number
+//! of rows.
 
-use crate::{Dtype, KernelError, RotaryTable, Weight};
+use crate::{Dtype, KernelError, RotaryTable, StepRows, Weight};
 
 /// A SwiGLU block: `down( silu(gate·x) ⊙ (up·x) )`.
 #[derive(Debug)]
@@ -38,17 +39,26 @@ impl MlaShape {
     }
 }
 
-/// The rows of one sequence within a step: consecutive positions of it.
+/// Multi-head latent attention as all layers share it.
+#[derive(Debug)]
+pub struct Mla<R> {
+    /// Sizes.
+    pub shape: MlaShape,
+    /// Cosines and sines, on the device.
+    pub rotary: R,
+    /// What scores are multiplied by.
+    pub scale: f32,
+}
+
+/// What a step leaves in one layer of the latent cache.
 #[derive(Debug, Clone, Copy)]
-pub struct SequenceRows<'a> {
-    /// First row of the step's batch.
-    pub first_row: usize,
-    /// Rows.
-    pub rows: usize,
-    /// Absolute position of the first row; the sequence's earlier positions are in the cache.
-    pub first_position: usize,
-    /// Cache blocks of the sequence, in order of position.
-    pub blocks: &'a [u32],
+pub struct LatentWrite<'a, B> {
+    /// Which layer.
+    pub layer: usize,
+    /// `[T, r + dr]`: the latent before its norm, then the key before its rotation.
+    pub kv: &'a B,
+    /// Gain of the latent norm `[r]`.
+    pub gain: &'a B,
 }
 
 /// The rows of one routed expert within a merged batch.
@@ -56,24 +66,37 @@ pub struct SequenceRows<'a> {
 pub struct ExpertRows<'a, M> {
     /// The expert's weights.
     pub ffn: &'a Ffn<M>,
-    /// Rows of `x`.
+    /// Rows of the inputs.
     pub rows: &'a [u32],
     /// Routing weight of each row.
     pub weights: &'a [f32],
-    /// Row of `out` that each weighted output is added to; distinct within one expert.
+    /// Sum that each weighted output is added to; distinct within one expert.
     pub slots: &'a [u32],
 }
 
 /// The operations of the model on one device.
 ///
-/// Slices have exactly the sizes in their comments (`T` rows); anything else is a bug of the caller and panics.
+/// A device may have memory of its own and work that is queued. What is loaded stays there; operations take and leave
+/// buffers there, and make their output as long as it has to be. Values come back to the host by [`Device::read`],
+/// [`Device::encode`] and [`Device::grouped_ffn`] alone: these wait for what was queued before them, and say so if any of
+/// it failed. A device that has failed once has failed for good; its operations then do nothing.
+///
+/// Inputs have the sizes in their comments (`T` rows); anything else is a bug of the caller and panics.
 pub trait Device: Send + Sync + 'static {
     /// A weight matrix `[out, in]` in the device's layout.
     type Matrix: Send + Sync + 'static;
+    /// A weight matrix `[out, in]` for each of `n` heads.
+    type Heads: Send + Sync + 'static;
     /// An embedding table `[vocab, H]`.
     type Table: Send + Sync + 'static;
+    /// Cosines and sines of all positions.
+    type Rotary: Send + Sync + 'static;
     /// The paged latent cache of all layers.
     type Cache: Send + 'static;
+    /// f32 values in the device's memory. The default has none.
+    type Buffer: Default + Send + Sync + 'static;
+    /// The rows of a step: what operations look up by row. The default has none.
+    type Batch: Default + Send + 'static;
 
     /// Positions of one cache block.
     const BLOCK: usize = 64;
@@ -90,74 +113,109 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// When the bytes do not match the shape or memory cannot be had.
     fn load_matrix(&self, weight: Weight<'_>) -> Result<Self::Matrix, KernelError>;
+    /// Takes one matrix a head over, all of one shape.
+    ///
+    /// # Errors
+    /// As for [`Device::load_matrix`].
+    fn load_heads(&self, heads: &[Weight<'_>]) -> Result<Self::Heads, KernelError>;
     /// Takes an embedding table over.
     ///
     /// # Errors
     /// As for [`Device::load_matrix`].
     fn load_table(&self, weight: Weight<'_>) -> Result<Self::Table, KernelError>;
-    /// Bytes that a matrix takes in the device's memory.
-    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
-    /// Outputs of a matrix, and inputs.
-    fn matrix_shape(&self, matrix: &Self::Matrix) -> (usize, usize);
+    /// Takes a vector over, such as the gain of a norm.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    fn load_vector(&self, values: Vec<f32>) -> Result<Self::Buffer, KernelError>;
+    /// Takes the table of the rotary embedding over.
+    ///
+    /// # Errors
+    /// When memory cannot be had.
+    fn load_rotary(&self, table: RotaryTable) -> Result<Self::Rotary, KernelError>;
     /// A zeroed cache of `layers` x `blocks` blocks; memory is taken when first written.
     ///
     /// # Errors
     /// When the address space cannot be had.
     fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError>;
+    /// Bytes that a matrix takes in the device's memory.
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;
+    /// Outputs of a matrix, and inputs.
+    fn matrix_shape(&self, matrix: &Self::Matrix) -> (usize, usize);
+    /// Values in a buffer.
+    fn length(&self, buffer: &Self::Buffer) -> usize;
+
+    /// Takes the rows of a step over, in place of those that `batch` holds.
+    fn load_batch(&self, rows: StepRows, batch: &mut Self::Batch);
+    /// Gives `values` all that is in `x`, which is spent.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    fn read(&self, x: &mut Self::Buffer, values: &mut Vec<f32>) -> Result<(), KernelError>;
+    /// `x` rounded to the activation type, as little-endian bytes.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    fn encode(&self, x: &Self::Buffer) -> Result<Vec<u8>, KernelError>;
+    /// `out = x`, which is of the activation type, little-endian.
+    fn decode(&self, x: &[u8], out: &mut Self::Buffer);
+    /// `out [R, width]`: some rows of `x [T, width]`.
+    fn gather(&self, x: &Self::Buffer, width: usize, rows: &[u32], out: &mut Self::Buffer);
+    /// `x += delta`
+    fn add(&self, x: &mut Self::Buffer, delta: &Self::Buffer);
+    /// `x += a + b`
+    fn add_two(&self, x: &mut Self::Buffer, a: &Self::Buffer, b: &Self::Buffer);
 
     /// `out [T, H] = table[tokens]`
-    fn embed(&self, table: &Self::Table, tokens: &[u32], out: &mut [f32]);
-    /// `out [T, H] = gain ⊙ x / sqrt(mean(x²) + eps)`, one row at a time; `H = gain.len()`.
-    fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]);
+    fn embed(&self, table: &Self::Table, batch: &Self::Batch, out: &mut Self::Buffer);
+    /// `out [T, H] = gain ⊙ x / sqrt(mean(x²) + eps)`, one row at a time; `gain [H]`.
+    fn rms_norm(&self, x: &Self::Buffer, gain: &Self::Buffer, eps: f32, out: &mut Self::Buffer);
     /// `y [T, out] = round(x [T, in]) · Wᵀ`
-    fn linear(&self, x: &[f32], w: &Self::Matrix, y: &mut [f32]);
+    fn linear(&self, x: &Self::Buffer, w: &Self::Matrix, y: &mut Self::Buffer);
     /// `y [T, E] = x [T, H] · Wᵀ`, the input not rounded.
-    fn gate_logits(&self, x: &[f32], w: &Self::Matrix, y: &mut [f32]);
+    fn gate_logits(&self, x: &Self::Buffer, w: &Self::Matrix, y: &mut Self::Buffer);
     /// `y [T, H] = down · round( silu(gate · round(x)) ⊙ (up · round(x)) )`
-    fn ffn(&self, x: &[f32], ffn: &Ffn<Self::Matrix>, y: &mut [f32]);
-    /// For each expert in turn and each of its rows: `out[slot] += weight · ffn(x[row])`. `x [R, H]`, `out [S, H]`.
-    fn grouped_ffn(&self, x: &[f32], experts: &[ExpertRows<'_, Self::Matrix>], out: &mut [f32]);
+    fn ffn(&self, x: &Self::Buffer, ffn: &Ffn<Self::Matrix>, y: &mut Self::Buffer);
+    /// For each expert in turn and each of its rows: `sums[slot] += weight · ffn(x[row])`, from zero; in the end `sums [S, H]`
+    /// are rounded. The rows `x [R, H]` are of the activation type, little-endian, in one or more parts.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    fn grouped_ffn(
+        &self,
+        x: &[&[u8]],
+        experts: &[ExpertRows<'_, Self::Matrix>],
+        sums: &mut [f32],
+    ) -> Result<(), KernelError>;
 
     /// Absorbed queries. `q [T, n, dn + dr]` → `out [T, n, r + dr]`: `UKᵀ · round(q_nope)`, then the roped `q_pe`.
     /// `uk`: `n` matrices `[r, dn]`.
     fn mla_queries(
         &self,
-        shape: &MlaShape,
-        q: &[f32],
-        uk: &[Self::Matrix],
-        rotary: &RotaryTable,
-        positions: &[u32],
-        out: &mut [f32],
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        q: &Self::Buffer,
+        uk: &Self::Heads,
+        out: &mut Self::Buffer,
     );
     /// Norms the latent part (eps 1e-6), ropes the key part and writes both into the cache, rounded.
-    /// `kv [T, r + dr]`; `slots[t] = block · BLOCK + offset`.
-    fn write_latents(&self, cache: &mut Self::Cache, layer: usize, write: &LatentWrite<'_>);
-    /// Absorbed causal attention over the cache. `q [T, n, r + dr]` → `out [T, n, r]`. Keys are reduced in splits of
-    /// `SPLIT` positions, merged in ascending order. Cache slots past a row's own position are never read into a result.
+    fn write_latents(
+        &self,
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        write: &LatentWrite<'_, Self::Buffer>,
+        cache: &mut Self::Cache,
+    );
+    /// Absorbed causal attention over a layer of the cache. `q [T, n, r + dr]` → `out [T, n, r]`. Keys are reduced in splits
+    /// of `SPLIT` positions, merged in ascending order. Cache slots past a row's own position are never read into a result.
     fn mla_attention(
         &self,
-        cache: &Self::Cache,
-        layer: usize,
-        q: &[f32],
-        sequences: &[SequenceRows<'_>],
-        scale: f32,
-        out: &mut [f32],
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        cache: (&Self::Cache, usize),
+        q: &Self::Buffer,
+        out: &mut Self::Buffer,
     );
     /// `out [T, n · dv]`: per head `UV · round(o_lat)`. `o_lat [T, n, r]`; `uv`: `n` matrices `[dv, r]`.
-    fn mla_values(&self, shape: &MlaShape, o_lat: &[f32], uv: &[Self::Matrix], out: &mut [f32]);
-}
-
-/// The rows that [`Device::write_latents`] takes.
-#[derive(Debug, Clone, Copy)]
-pub struct LatentWrite<'a> {
-    /// `[T, r + dr]`: the latent before its norm, then the key before its rotation.
-    pub kv: &'a [f32],
-    /// Gain of the latent norm `[r]`.
-    pub gain: &'a [f32],
-    /// Cosines and sines.
-    pub rotary: &'a RotaryTable,
-    /// Absolute position of each row.
-    pub positions: &'a [u32],
-    /// `block · BLOCK + offset` of each row.
-    pub slots: &'a [u32],
+    fn mla_values(&self, mla: &Mla<Self::Rotary>, o_lat: &Self::Buffer, uv: &Self::Heads, out: &mut Self::Buffer);
 }

@@ -10,24 +10,27 @@ pub mod cuda;
 mod device;
 mod dtype;
 mod grid;
+mod host;
 mod ops;
 mod panels;
 mod pool;
 mod reference;
 mod rotary;
 mod scratch;
+mod step;
 mod tasks;
 mod weight;
 
 pub use cpu::{Cpu, Isa, rates};
-pub use device::{Device, ExpertRows, Ffn, LatentWrite, MlaShape, SequenceRows};
+pub use device::{Device, ExpertRows, Ffn, LatentWrite, Mla, MlaShape};
 pub use dtype::Dtype;
 pub use pool::Pool;
 pub use reference::Reference;
 pub use rotary::RotaryTable;
+pub use step::{RowSpan, StepRows};
 pub use weight::Weight;
 
-/// What can go wrong when a device is made or a weight is loaded; the operations themselves cannot fail.
+/// What can go wrong when a device is made, a weight is loaded or results are read.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// A weight whose bytes do not match its shape.
@@ -39,6 +42,9 @@ pub enum KernelError {
     /// A message that does not say which element type its payload has.
     #[error("element type of a payload: unspecified (expected f32 or bf16)")]
     NoActivation,
+    /// A device that can compute no more. Every later result is refused with the same message.
+    #[error("the device has failed: {0}")]
+    Failed(String),
     /// The operating system gave no memory or thread.
     #[error("{what}: {source}")]
     Os { what: &'static str, source: std::io::Error },

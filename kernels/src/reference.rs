@@ -4,10 +4,12 @@
 use std::sync::Arc;
 
 use crate::{
-    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, MlaShape, Pool, RotaryTable, SequenceRows, Weight,
+    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool, RotaryTable, RowSpan, StepRows,
+    Weight, activation,
     arena::Arena,
     cache::LatentCache,
     grid::Grid,
+    host::{self, fit},
     ops::{
         attention::{self, HEADS},
         embed::embed,
@@ -71,12 +73,29 @@ impl Reference {
             }
         });
     }
+
+    /// `y [T, H]` of a feed-forward block for `x [T, H]`.
+    fn block(&self, x: &[f32], ffn: &Ffn<Matrix>, y: &mut [f32]) {
+        let (inner, inputs) = ffn.gate.shape();
+        assert_eq!(ffn.up.shape(), ffn.gate.shape(), "gate and up of one block");
+        let rows = x.len() / inputs.max(1);
+        let mut hidden = Scratch::take(rows * inner);
+        let mut up = Scratch::take(rows * inner);
+        self.product(x, &ffn.gate, &mut hidden);
+        self.product(x, &ffn.up, &mut up);
+        hidden.iter_mut().zip(&*up).for_each(|(gate, up)| *gate = swiglu(*gate, *up));
+        self.product(&hidden, &ffn.down, y);
+    }
 }
 
 impl Device for Reference {
     type Matrix = Matrix;
+    type Heads = Vec<Matrix>;
     type Table = Table;
+    type Rotary = RotaryTable;
     type Cache = LatentCache<f32>;
+    type Buffer = Vec<f32>;
+    type Batch = StepRows;
 
     fn activation(&self) -> Dtype {
         Dtype::F32
@@ -93,11 +112,27 @@ impl Device for Reference {
         })
     }
 
+    fn load_heads(&self, heads: &[Weight<'_>]) -> Result<Vec<Matrix>, KernelError> {
+        heads.iter().map(|head| self.load_matrix(*head)).collect()
+    }
+
     fn load_table(&self, weight: Weight<'_>) -> Result<Table, KernelError> {
         Ok(match weight.dtype {
             Dtype::F32 => Table::F32(Rows::copy(&self.arena, &self.pool, weight)?),
             Dtype::Bf16 => Table::Bf16(Rows::copy(&self.arena, &self.pool, weight)?),
         })
+    }
+
+    fn load_vector(&self, values: Vec<f32>) -> Result<Vec<f32>, KernelError> {
+        Ok(values)
+    }
+
+    fn load_rotary(&self, table: RotaryTable) -> Result<RotaryTable, KernelError> {
+        Ok(table)
+    }
+
+    fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError> {
+        LatentCache::new((layers, blocks, Self::BLOCK), shape, shape.cached())
     }
 
     fn matrix_bytes(&self, matrix: &Matrix) -> usize {
@@ -108,49 +143,79 @@ impl Device for Reference {
         matrix.shape()
     }
 
-    fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError> {
-        LatentCache::new((layers, blocks, Self::BLOCK), shape, shape.cached())
+    fn length(&self, buffer: &Vec<f32>) -> usize {
+        buffer.len()
     }
 
-    fn embed(&self, table: &Table, tokens: &[u32], out: &mut [f32]) {
+    fn load_batch(&self, rows: StepRows, batch: &mut StepRows) {
+        *batch = rows;
+    }
+
+    fn read(&self, x: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<(), KernelError> {
+        std::mem::swap(x, values);
+        Ok(())
+    }
+
+    fn encode(&self, x: &Vec<f32>) -> Result<Vec<u8>, KernelError> {
+        Ok(activation::encode(self.activation(), x))
+    }
+
+    fn decode(&self, x: &[u8], out: &mut Vec<f32>) {
+        host::decode(self.activation(), x, out);
+    }
+
+    fn gather(&self, x: &Vec<f32>, width: usize, rows: &[u32], out: &mut Vec<f32>) {
+        host::gather(x, width, rows, out);
+    }
+
+    fn add(&self, x: &mut Vec<f32>, delta: &Vec<f32>) {
+        host::add(x, delta);
+    }
+
+    fn add_two(&self, x: &mut Vec<f32>, a: &Vec<f32>, b: &Vec<f32>) {
+        host::add_two(x, a, b);
+    }
+
+    fn embed(&self, table: &Table, batch: &StepRows, out: &mut Vec<f32>) {
         let cols = match table {
             Table::F32(rows) => rows.cols(),
             Table::Bf16(rows) => rows.cols(),
         };
-        assert_eq!(out.len(), tokens.len() * cols, "rows of the embedding");
-        self.rows(out, cols, cols, |row, out| match table {
-            Table::F32(rows) => embed(rows, tokens[row], out),
-            Table::Bf16(rows) => embed(rows, tokens[row], out),
+        self.rows(fit(out, batch.len() * cols), cols, cols, |row, out| match table {
+            Table::F32(rows) => embed(rows, batch.tokens[row], out),
+            Table::Bf16(rows) => embed(rows, batch.tokens[row], out),
         });
     }
 
-    fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
+    fn rms_norm(&self, x: &Vec<f32>, gain: &Vec<f32>, eps: f32, out: &mut Vec<f32>) {
         let cols = gain.len();
-        assert!(x.len() == out.len() && x.len().is_multiple_of(cols), "rows of a norm");
+        assert!(x.len().is_multiple_of(cols), "rows of a norm");
+        let out = fit(out, x.len());
         self.rows(out, cols, 2 * cols, |row, out| rms_norm(&x[row * cols..][..cols], gain, eps, out));
     }
 
-    fn linear(&self, x: &[f32], w: &Matrix, y: &mut [f32]) {
-        self.product(x, w, y);
+    fn linear(&self, x: &Vec<f32>, w: &Matrix, y: &mut Vec<f32>) {
+        let (outputs, inputs) = w.shape();
+        self.product(x, w, fit(y, x.len() / inputs.max(1) * outputs));
     }
 
-    fn gate_logits(&self, x: &[f32], w: &Matrix, y: &mut [f32]) {
-        self.product(x, w, y);
+    fn gate_logits(&self, x: &Vec<f32>, w: &Matrix, y: &mut Vec<f32>) {
+        self.linear(x, w, y);
     }
 
-    fn ffn(&self, x: &[f32], ffn: &Ffn<Matrix>, y: &mut [f32]) {
-        let (inner, inputs) = ffn.gate.shape();
-        assert_eq!(ffn.up.shape(), ffn.gate.shape(), "gate and up of one block");
-        let rows = x.len() / inputs.max(1);
-        let mut hidden = Scratch::take(rows * inner);
-        let mut up = Scratch::take(rows * inner);
-        self.product(x, &ffn.gate, &mut hidden);
-        self.product(x, &ffn.up, &mut up);
-        hidden.iter_mut().zip(&*up).for_each(|(gate, up)| *gate = swiglu(*gate, *up));
-        self.product(&hidden, &ffn.down, y);
+    fn ffn(&self, x: &Vec<f32>, ffn: &Ffn<Matrix>, y: &mut Vec<f32>) {
+        let ((outputs, _), (_, inputs)) = (ffn.down.shape(), ffn.gate.shape());
+        self.block(x, ffn, fit(y, x.len() / inputs.max(1) * outputs));
     }
 
-    fn grouped_ffn(&self, x: &[f32], experts: &[ExpertRows<'_, Matrix>], out: &mut [f32]) {
+    fn grouped_ffn(
+        &self,
+        x: &[&[u8]],
+        experts: &[ExpertRows<'_, Matrix>],
+        sums: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let x = host::decode_parts(Dtype::F32, x);
+        sums.fill(0.0);
         for expert in experts {
             let (_, hidden) = expert.ffn.gate.shape();
             let mut gathered = Scratch::take(expert.rows.len() * hidden);
@@ -158,62 +223,68 @@ impl Device for Reference {
             for (to, row) in gathered.chunks_exact_mut(hidden).zip(expert.rows) {
                 to.copy_from_slice(&x[*row as usize * hidden..][..hidden]);
             }
-            self.ffn(&gathered, expert.ffn, &mut y);
+            self.block(&gathered, expert.ffn, &mut y);
             for ((y, weight), slot) in y.chunks_exact(hidden).zip(expert.weights).zip(expert.slots) {
-                add_weighted(*weight, y, &mut out[*slot as usize * hidden..][..hidden]);
+                add_weighted(*weight, y, &mut sums[*slot as usize * hidden..][..hidden]);
             }
         }
+        Ok(())
     }
 
     fn mla_queries(
         &self,
-        shape: &MlaShape,
-        q: &[f32],
-        uk: &[Matrix],
-        rotary: &RotaryTable,
-        positions: &[u32],
-        out: &mut [f32],
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        q: &Vec<f32>,
+        uk: &Vec<Matrix>,
+        out: &mut Vec<f32>,
     ) {
+        let shape = &mla.shape;
         let width = shape.nope + shape.rope;
-        assert_eq!((q.len(), uk.len()), (positions.len() * shape.heads * width, shape.heads), "queries");
-        assert_eq!(out.len(), positions.len() * shape.heads * shape.cached(), "absorbed queries");
+        assert_eq!((q.len(), uk.len()), (batch.len() * shape.heads * width, shape.heads), "queries");
+        let out = fit(out, batch.len() * shape.heads * shape.cached());
         self.rows(out, shape.cached(), shape.latent * shape.nope, |index, out| {
             let (row, head) = (index / shape.heads, index % shape.heads);
-            query(&q[index * width..][..width], &uk[head], rotary.at(positions[row], shape.rope / 2), out);
+            let rotation = mla.rotary.at(batch.positions[row], shape.rope / 2);
+            query(&q[index * width..][..width], &uk[head], rotation, out);
         });
     }
 
-    fn write_latents(&self, cache: &mut Self::Cache, layer: usize, write: &LatentWrite<'_>) {
-        let (width, half) = (cache.shape().cached(), cache.shape().rope / 2);
-        assert_eq!(write.kv.len(), write.slots.len() * width, "rows of latents");
-        for (row, (kv, slot)) in write.kv.chunks_exact(width).zip(write.slots).enumerate() {
-            let rotation = write.rotary.at(write.positions[row], half);
-            latent(kv, write.gain, rotation, cache.row_mut(layer, *slot));
+    fn write_latents(
+        &self,
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        write: &LatentWrite<'_, Vec<f32>>,
+        cache: &mut Self::Cache,
+    ) {
+        let (width, half) = (mla.shape.cached(), mla.shape.rope / 2);
+        assert_eq!(write.kv.len(), batch.len() * width, "rows of latents");
+        for ((kv, slot), position) in write.kv.chunks_exact(width).zip(&batch.slots).zip(&batch.positions) {
+            latent(kv, write.gain, mla.rotary.at(*position, half), cache.row_mut(write.layer, *slot));
         }
     }
 
     fn mla_attention(
         &self,
-        cache: &Self::Cache,
-        layer: usize,
-        q: &[f32],
-        sequences: &[SequenceRows<'_>],
-        scale: f32,
-        out: &mut [f32],
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        (cache, layer): (&Self::Cache, usize),
+        q: &Vec<f32>,
+        out: &mut Vec<f32>,
     ) {
-        let MlaShape { heads, latent, .. } = *cache.shape();
-        let width = cache.shape().cached();
-        assert_eq!((q.len() / width, q.len() % width), (out.len() / latent, 0), "rows of attention");
-        let out = Grid::new(out, latent);
+        let MlaShape { heads, latent, .. } = mla.shape;
+        let width = mla.shape.cached();
+        assert_eq!(q.len(), batch.len() * heads * width, "rows of attention");
+        let out = Grid::new(fit(out, batch.len() * heads * latent), latent);
         let groups = heads.div_ceil(HEADS);
-        let rows: Vec<(&SequenceRows<'_>, usize)> =
-            sequences.iter().flat_map(|sequence| (0..sequence.rows).map(move |row| (sequence, row))).collect();
+        let rows: Vec<(&RowSpan, usize)> =
+            batch.spans.iter().flat_map(|span| (0..span.rows).map(move |row| (span, row))).collect();
         self.pool.run(rows.len() * groups, |task| {
-            let ((sequence, row), group) = (rows[task / groups], task % groups);
-            let first = (sequence.first_row + row) * heads + group * HEADS;
+            let ((span, row), group) = (rows[task / groups], task % groups);
+            let first = (span.first_row + row) * heads + group * HEADS;
             let used = HEADS.min(heads - group * HEADS);
             let q = &q[first * width..][..used * width];
-            let splits = splits(cache, layer, sequence, sequence.first_position + row + 1, q, scale);
+            let splits = splits((cache, layer), &span.blocks, span.first_position + row + 1, q, mla.scale);
             for head in 0..used {
                 // SAFETY: each row and head belongs to one task.
                 let out = unsafe { out.part(first + head, 0..latent) };
@@ -222,23 +293,17 @@ impl Device for Reference {
         });
     }
 
-    fn mla_values(&self, shape: &MlaShape, o_lat: &[f32], uv: &[Matrix], out: &mut [f32]) {
-        assert_eq!(o_lat.len() / shape.latent, out.len() / shape.value, "rows of values");
-        self.rows(out, shape.value, shape.latent * shape.value, |index, out| {
-            value(&o_lat[index * shape.latent..][..shape.latent], &uv[index % shape.heads], out);
+    fn mla_values(&self, mla: &Mla<RotaryTable>, o_lat: &Vec<f32>, uv: &Vec<Matrix>, out: &mut Vec<f32>) {
+        let MlaShape { heads, value: width, latent, .. } = mla.shape;
+        let out = fit(out, o_lat.len() / latent * width);
+        self.rows(out, width, latent * width, |index, out| {
+            value(&o_lat[index * latent..][..latent], &uv[index % heads], out);
         });
     }
 }
 
 /// Reduces the first `keys` positions of a sequence for up to eight heads of one row: `[splits, heads, r + 2]`.
-fn splits(
-    cache: &LatentCache<f32>,
-    layer: usize,
-    sequence: &SequenceRows<'_>,
-    keys: usize,
-    q: &[f32],
-    scale: f32,
-) -> Scratch {
+fn splits((cache, layer): (&LatentCache<f32>, usize), blocks: &[u32], keys: usize, q: &[f32], scale: f32) -> Scratch {
     const BLOCK: usize = Reference::BLOCK;
     let (latent, width) = (cache.shape().latent, cache.shape().cached());
     let mut interleaved = Vec::new();
@@ -249,9 +314,9 @@ fn splits(
     for (split, out) in out.chunks_exact_mut(part).enumerate() {
         let first = split * Reference::SPLIT;
         let last = keys.min(first + Reference::SPLIT);
-        let rows = (first..last).step_by(BLOCK).flat_map(|at| {
-            cache.block(layer, sequence.blocks[at / BLOCK], BLOCK.min(last - at)).chunks_exact(cache.stride())
-        });
+        let rows = (first..last)
+            .step_by(BLOCK)
+            .flat_map(|at| cache.block(layer, blocks[at / BLOCK], BLOCK.min(last - at)).chunks_exact(cache.stride()));
         attention::reduce_split(&interleaved, rows, scale, &mut scores, out, latent);
     }
     out

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::{Cpu, inputs::Inputs, split::Split};
 use crate::{
-    Device, MlaShape, SequenceRows,
+    Device, MlaShape, RowSpan,
     cache::LatentCache,
     grid::Grid,
     ops::attention::merge_splits,
@@ -73,12 +73,12 @@ impl Cpu {
         &self,
         cache: (&LatentCache<u16>, usize),
         q: &[f32],
-        sequences: &[SequenceRows<'_>],
+        spans: &[RowSpan],
         scale: f32,
         out: &mut [f32],
     ) {
         let MlaShape { heads, latent, .. } = *cache.0.shape();
-        let mut all = sequences.iter().flat_map(|sequence| groups_of(sequence, heads)).peekable();
+        let mut all = spans.iter().flat_map(|span| groups_of(span, heads)).peekable();
         while all.peek().is_some() {
             let mut length = 0;
             let mut groups: Vec<Group<'_>> = Vec::new();
@@ -181,8 +181,8 @@ impl Cpu {
 }
 
 /// As many rows together as one task takes with all their heads.
-fn groups_of<'a>(sequence: &SequenceRows<'a>, heads: usize) -> impl Iterator<Item = Group<'a>> + use<'a> {
-    let SequenceRows { first_row, rows, first_position, blocks } = *sequence;
+fn groups_of(span: &RowSpan, heads: usize) -> impl Iterator<Item = Group<'_>> + use<'_> {
+    let &RowSpan { first_row, rows, first_position, ref blocks } = span;
     let together = (QUERIES / heads).max(1);
     (0..rows).step_by(together).map(move |row| Group {
         first: first_row + row,

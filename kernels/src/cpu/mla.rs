@@ -7,7 +7,7 @@ use super::{
     products::{self, Product},
 };
 use crate::{
-    Dtype, LatentWrite, MlaShape, RotaryTable,
+    Dtype, LatentWrite, Mla, MlaShape, RotaryTable, StepRows,
     cache::LatentCache,
     grid::Grid,
     ops::{latents::LATENT_EPS, rope::rope},
@@ -18,13 +18,15 @@ use crate::{
 impl Cpu {
     pub(super) fn queries(
         &self,
-        shape: &MlaShape,
-        (q, uk): (&[f32], &[Panels<u16>]),
-        (rotary, positions): (&RotaryTable, &[u32]),
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        q: &[f32],
+        uk: &[Panels<u16>],
         out: &mut [f32],
     ) {
+        let shape = &mla.shape;
         let (width, cached, heads) = (shape.nope + shape.rope, shape.cached(), shape.heads);
-        let rows = positions.len();
+        let rows = batch.len();
         assert_eq!((q.len(), uk.len()), (rows * heads * width, heads), "queries");
         assert_eq!(out.len(), rows * heads * cached, "absorbed queries");
         let of_head = |head: usize| {
@@ -33,24 +35,30 @@ impl Cpu {
         };
         self.by_heads(of_head, uk, Grid::new(out, heads * cached), cached);
         self.rows(out, cached, 4 * shape.rope, |index, out| {
-            let (cos, sin) = rotary.at(positions[index / heads], shape.rope / 2);
+            let (cos, sin) = mla.rotary.at(batch.positions[index / heads], shape.rope / 2);
             let out = &mut out[shape.latent..];
             out.copy_from_slice(&q[index * width + shape.nope..][..shape.rope]);
             rope(out, cos, sin);
         });
     }
 
-    pub(super) fn latents(&self, cache: &mut LatentCache<u16>, layer: usize, write: &LatentWrite<'_>) {
-        let MlaShape { latent, rope: roped, .. } = *cache.shape();
+    pub(super) fn latents(
+        &self,
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        write: &LatentWrite<'_, Vec<f32>>,
+        cache: &mut LatentCache<u16>,
+    ) {
+        let MlaShape { latent, rope: roped, .. } = mla.shape;
         let width = latent + roped;
-        assert_eq!(write.kv.len(), write.slots.len() * width, "rows of latents");
+        assert_eq!(write.kv.len(), batch.len() * width, "rows of latents");
         let mut row = Scratch::take(width);
-        for (index, (kv, slot)) in write.kv.chunks_exact(width).zip(write.slots).enumerate() {
+        for ((kv, slot), position) in write.kv.chunks_exact(width).zip(&batch.slots).zip(&batch.positions) {
             self.kernels.rms_norm(&kv[..latent], write.gain, LATENT_EPS, &mut row[..latent]);
             row[latent..].copy_from_slice(&kv[latent..]);
-            let (cos, sin) = write.rotary.at(write.positions[index], roped / 2);
+            let (cos, sin) = mla.rotary.at(*position, roped / 2);
             rope(&mut row[latent..], cos, sin);
-            cache.row_mut(layer, *slot).iter_mut().zip(&*row).for_each(|(to, value)| *to = u16::narrow(*value));
+            cache.row_mut(write.layer, *slot).iter_mut().zip(&*row).for_each(|(to, value)| *to = u16::narrow(*value));
         }
     }
 

@@ -20,10 +20,12 @@ use kernels::Kernels;
 use products::Product;
 
 use crate::{
-    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, MlaShape, Pool, RotaryTable, SequenceRows, Weight,
+    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool, RotaryTable, StepRows, Weight,
+    activation,
     arena::Arena,
     cache::LatentCache,
     grid::Grid,
+    host::{self, fit},
     ops::{embed::embed, grouped_ffn::add_weighted},
     panels::{Panels, Rows, WIDTH},
     scratch::Scratch,
@@ -95,70 +97,9 @@ impl Cpu {
             }
         });
     }
-}
 
-impl Device for Cpu {
-    type Matrix = Panels<u16>;
-    type Table = Rows<u16>;
-    type Cache = LatentCache<u16>;
-
-    fn activation(&self) -> Dtype {
-        Dtype::Bf16
-    }
-
-    fn numerics(&self) -> String {
-        format!("cpu-{}-2", self.isa)
-    }
-
-    fn load_matrix(&self, weight: Weight<'_>) -> Result<Self::Matrix, KernelError> {
-        Panels::pack(&self.arena, &self.pool, weight)
-    }
-
-    fn load_table(&self, weight: Weight<'_>) -> Result<Self::Table, KernelError> {
-        Rows::copy(&self.arena, &self.pool, weight)
-    }
-
-    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize {
-        matrix.bytes()
-    }
-
-    fn matrix_shape(&self, matrix: &Self::Matrix) -> (usize, usize) {
-        (matrix.outputs(), matrix.inputs())
-    }
-
-    fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError> {
-        LatentCache::new((layers, blocks, Self::BLOCK), shape, attention::stride(shape))
-    }
-
-    fn embed(&self, table: &Self::Table, tokens: &[u32], out: &mut [f32]) {
-        assert_eq!(out.len(), tokens.len() * table.cols(), "rows of the embedding");
-        self.rows(out, table.cols(), table.cols(), |row, out| embed(table, tokens[row], out));
-    }
-
-    fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
-        let cols = gain.len();
-        assert!(x.len() == out.len() && x.len().is_multiple_of(cols), "rows of a norm");
-        self.rows(out, cols, 2 * cols, |row, out| self.kernels.rms_norm(&x[row * cols..][..cols], gain, eps, out));
-    }
-
-    fn linear(&self, x: &[f32], w: &Self::Matrix, y: &mut [f32]) {
-        self.product(Inputs::new(x, w.inputs()), Dtype::Bf16, w, y);
-    }
-
-    fn gate_logits(&self, x: &[f32], w: &Self::Matrix, y: &mut [f32]) {
-        self.product(Inputs::new(x, w.inputs()), Dtype::F32, w, y);
-    }
-
-    fn ffn(&self, x: &[f32], ffn: &Ffn<Self::Matrix>, y: &mut [f32]) {
-        let (hidden, width) = (ffn.gate.inputs(), ffn.gate.outputs());
-        let x = self.packed(Dtype::Bf16, &[Inputs::new(x, hidden)]);
-        let mut inner = Scratch::take(x.of(0).rows() * width);
-        self.inner(&[Product { x: x.of(0), w: [&ffn.gate, &ffn.up] }], &[Grid::new(&mut inner, width)]);
-        drop(x);
-        self.product(Inputs::new(&inner, width), Dtype::Bf16, &ffn.down, y);
-    }
-
-    fn grouped_ffn(&self, x: &[f32], experts: &[ExpertRows<'_, Self::Matrix>], out: &mut [f32]) {
+    /// For each expert in turn and each of its rows: `out[slot] += weight · ffn(x[row])`. `x [R, H]`, `out [S, H]`.
+    fn experts(&self, x: &[f32], experts: &[ExpertRows<'_, Panels<u16>>], out: &mut [f32]) {
         let Some(first) = experts.first() else { return };
         let (hidden, width) = (first.ffn.gate.inputs(), first.ffn.gate.outputs());
         let picked: Vec<Inputs<'_>> = experts
@@ -198,37 +139,171 @@ impl Device for Cpu {
             }
         });
     }
+}
+
+impl Device for Cpu {
+    type Matrix = Panels<u16>;
+    type Heads = Vec<Panels<u16>>;
+    type Table = Rows<u16>;
+    type Rotary = RotaryTable;
+    type Cache = LatentCache<u16>;
+    type Buffer = Vec<f32>;
+    type Batch = StepRows;
+
+    fn activation(&self) -> Dtype {
+        Dtype::Bf16
+    }
+
+    fn numerics(&self) -> String {
+        format!("cpu-{}-2", self.isa)
+    }
+
+    fn load_matrix(&self, weight: Weight<'_>) -> Result<Self::Matrix, KernelError> {
+        Panels::pack(&self.arena, &self.pool, weight)
+    }
+
+    fn load_heads(&self, heads: &[Weight<'_>]) -> Result<Self::Heads, KernelError> {
+        heads.iter().map(|head| self.load_matrix(*head)).collect()
+    }
+
+    fn load_table(&self, weight: Weight<'_>) -> Result<Self::Table, KernelError> {
+        Rows::copy(&self.arena, &self.pool, weight)
+    }
+
+    fn load_vector(&self, values: Vec<f32>) -> Result<Vec<f32>, KernelError> {
+        Ok(values)
+    }
+
+    fn load_rotary(&self, table: RotaryTable) -> Result<RotaryTable, KernelError> {
+        Ok(table)
+    }
+
+    fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError> {
+        LatentCache::new((layers, blocks, Self::BLOCK), shape, attention::stride(shape))
+    }
+
+    fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize {
+        matrix.bytes()
+    }
+
+    fn matrix_shape(&self, matrix: &Self::Matrix) -> (usize, usize) {
+        (matrix.outputs(), matrix.inputs())
+    }
+
+    fn length(&self, buffer: &Vec<f32>) -> usize {
+        buffer.len()
+    }
+
+    fn load_batch(&self, rows: StepRows, batch: &mut StepRows) {
+        *batch = rows;
+    }
+
+    fn read(&self, x: &mut Vec<f32>, values: &mut Vec<f32>) -> Result<(), KernelError> {
+        std::mem::swap(x, values);
+        Ok(())
+    }
+
+    fn encode(&self, x: &Vec<f32>) -> Result<Vec<u8>, KernelError> {
+        Ok(activation::encode(self.activation(), x))
+    }
+
+    fn decode(&self, x: &[u8], out: &mut Vec<f32>) {
+        host::decode(self.activation(), x, out);
+    }
+
+    fn gather(&self, x: &Vec<f32>, width: usize, rows: &[u32], out: &mut Vec<f32>) {
+        host::gather(x, width, rows, out);
+    }
+
+    fn add(&self, x: &mut Vec<f32>, delta: &Vec<f32>) {
+        host::add(x, delta);
+    }
+
+    fn add_two(&self, x: &mut Vec<f32>, a: &Vec<f32>, b: &Vec<f32>) {
+        host::add_two(x, a, b);
+    }
+
+    fn embed(&self, table: &Self::Table, batch: &StepRows, out: &mut Vec<f32>) {
+        let cols = table.cols();
+        self.rows(fit(out, batch.len() * cols), cols, cols, |row, out| embed(table, batch.tokens[row], out));
+    }
+
+    fn rms_norm(&self, x: &Vec<f32>, gain: &Vec<f32>, eps: f32, out: &mut Vec<f32>) {
+        let cols = gain.len();
+        assert!(x.len().is_multiple_of(cols), "rows of a norm");
+        let out = fit(out, x.len());
+        self.rows(out, cols, 2 * cols, |row, out| self.kernels.rms_norm(&x[row * cols..][..cols], gain, eps, out));
+    }
+
+    fn linear(&self, x: &Vec<f32>, w: &Self::Matrix, y: &mut Vec<f32>) {
+        let x = Inputs::new(x, w.inputs());
+        self.product(x, Dtype::Bf16, w, fit(y, x.rows * w.outputs()));
+    }
+
+    fn gate_logits(&self, x: &Vec<f32>, w: &Self::Matrix, y: &mut Vec<f32>) {
+        let x = Inputs::new(x, w.inputs());
+        self.product(x, Dtype::F32, w, fit(y, x.rows * w.outputs()));
+    }
+
+    fn ffn(&self, x: &Vec<f32>, ffn: &Ffn<Self::Matrix>, y: &mut Vec<f32>) {
+        let (hidden, width) = (ffn.gate.inputs(), ffn.gate.outputs());
+        let x = self.packed(Dtype::Bf16, &[Inputs::new(x, hidden)]);
+        let rows = x.of(0).rows();
+        let mut inner = Scratch::take(rows * width);
+        self.inner(&[Product { x: x.of(0), w: [&ffn.gate, &ffn.up] }], &[Grid::new(&mut inner, width)]);
+        drop(x);
+        self.product(Inputs::new(&inner, width), Dtype::Bf16, &ffn.down, fit(y, rows * ffn.down.outputs()));
+    }
+
+    fn grouped_ffn(
+        &self,
+        x: &[&[u8]],
+        experts: &[ExpertRows<'_, Self::Matrix>],
+        sums: &mut [f32],
+    ) -> Result<(), KernelError> {
+        sums.fill(0.0);
+        self.experts(&host::decode_parts(Dtype::Bf16, x), experts, sums);
+        activation::round(Dtype::Bf16, sums);
+        Ok(())
+    }
 
     fn mla_queries(
         &self,
-        shape: &MlaShape,
-        q: &[f32],
-        uk: &[Self::Matrix],
-        rotary: &RotaryTable,
-        positions: &[u32],
-        out: &mut [f32],
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        q: &Vec<f32>,
+        uk: &Self::Heads,
+        out: &mut Vec<f32>,
     ) {
-        self.queries(shape, (q, uk), (rotary, positions), out);
+        let out = fit(out, batch.len() * mla.shape.heads * mla.shape.cached());
+        self.queries(mla, batch, q, uk, out);
     }
 
-    fn write_latents(&self, cache: &mut Self::Cache, layer: usize, write: &LatentWrite<'_>) {
-        self.latents(cache, layer, write);
+    fn write_latents(
+        &self,
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        write: &LatentWrite<'_, Vec<f32>>,
+        cache: &mut Self::Cache,
+    ) {
+        self.latents(mla, batch, write, cache);
     }
 
     fn mla_attention(
         &self,
-        cache: &Self::Cache,
-        layer: usize,
-        q: &[f32],
-        sequences: &[SequenceRows<'_>],
-        scale: f32,
-        out: &mut [f32],
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        cache: (&Self::Cache, usize),
+        q: &Vec<f32>,
+        out: &mut Vec<f32>,
     ) {
-        self.attention((cache, layer), q, sequences, scale, out);
+        let out = fit(out, batch.len() * mla.shape.heads * mla.shape.latent);
+        self.attention(cache, q, &batch.spans, mla.scale, out);
     }
 
-    fn mla_values(&self, shape: &MlaShape, o_lat: &[f32], uv: &[Self::Matrix], out: &mut [f32]) {
-        self.values(shape, o_lat, uv, out);
+    fn mla_values(&self, mla: &Mla<RotaryTable>, o_lat: &Vec<f32>, uv: &Self::Heads, out: &mut Vec<f32>) {
+        let MlaShape { value, latent, .. } = mla.shape;
+        self.values(&mla.shape, o_lat, uv, fit(out, o_lat.len() / latent * value));
     }
 }
 

@@ -47,8 +47,11 @@ pub struct TensorMap<'a> {
 }
 
 impl TensorMap<'_> {
-    /// What is wrong with the map, if anything.
-    pub(super) fn check(&self) -> Result<(), String> {
+    /// Whether the copy engine can take it.
+    ///
+    /// # Errors
+    /// Says what is wrong with the map.
+    pub fn check(&self) -> Result<(), String> {
         let rank = self.dims.len();
         let (strides, tile) = (self.strides.len(), self.tile.len());
         if !(2..=MOST_DIMENSIONS).contains(&rank) || strides + 1 != rank || tile != rank {

@@ -2,45 +2,59 @@
 
 use proptest::prelude::*;
 
-use crate::support::{Case, Numbers, attend, instruction_sets};
-use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Isa, Pool, Reference, Weight, activation};
+use crate::support::{Case, Check, Numbers, attend, batch, buffer, instruction_sets, on_each_device, output};
+use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Ffn, Isa, Pool, Reference, StepRows, Weight, activation};
 
 const ROWS: usize = 8;
+
+/// Rows of a step with these tokens and positions, each a sequence of its own.
+fn step<D: Device>(device: &D, tokens: &[u32], positions: &[usize]) -> D::Batch {
+    let blocks = vec![0; 64];
+    let mut rows = StepRows::default();
+    tokens.iter().zip(positions).for_each(|(token, position)| rows.push(&[*token], *position, &blocks, D::BLOCK));
+    batch(device, rows)
+}
 
 /// Every operation once, by name.
 fn run<D: Device>(device: &D, case: &Case) -> Vec<(&'static str, Vec<f32>)> {
     let (model, mut numbers) = (case.load(device), Numbers::new(3));
     let (hidden, shape) = (case.hidden, case.shape);
-    let x = numbers.vector(ROWS * hidden, 1.0);
+    let values = numbers.vector(ROWS * hidden, 1.0);
+    let x = buffer(device, &values);
+    let batch = step(device, &[0, 1, 5, 160, 3, 3, 9, 42], &[0, 1, 2, 3, 500, 600, 1000, 1199]);
     let mut results = Vec::new();
-    let mut of = |name, width: usize, op: &dyn Fn(&mut [f32])| {
-        let mut out = vec![0.0; ROWS * width];
-        op(&mut out);
-        results.push((name, out));
+    let mut of = |name, width: usize, op: &dyn Fn(&mut D::Buffer)| {
+        results.push((name, output(device, ROWS * width, op)));
     };
-    let tokens = [0, 1, 5, 160, 3, 3, 9, 42];
-    of("embed", hidden, &|out| device.embed(&model.table, &tokens, out));
+    of("embed", hidden, &|out| device.embed(&model.table, &batch, out));
     of("rms_norm", hidden, &|out| device.rms_norm(&x, &model.gain, 1e-3, out));
     of("linear", case.vocab, &|out| device.linear(&x, &model.lm_head, out));
     of("gate_logits", case.vocab, &|out| device.gate_logits(&x, &model.lm_head, out));
     of("ffn", hidden, &|out| device.ffn(&x, &model.experts[1], out));
-    let (rows, weights, slots) = ([0, 3, 7], [0.5, 2.0, 1.0], [1, 0, 2]);
-    of("grouped_ffn", hidden, &|out| {
-        let of = |ffn| ExpertRows { ffn, rows: &rows, weights: &weights, slots: &slots };
-        device.grouped_ffn(&x, &[of(&model.experts[2]), of(&model.experts[0])], out);
-    });
-    let q = numbers.vector(ROWS * shape.heads * (shape.nope + shape.rope), 1.0);
-    let positions = [0, 1, 2, 3, 500, 600, 1000, 1199];
+    of("decode", hidden, &|out| device.decode(&device.encode(&x).unwrap(), out));
+    let q = buffer(device, &numbers.vector(ROWS * shape.heads * (shape.nope + shape.rope), 1.0));
     of("mla_queries", shape.heads * shape.cached(), &|out| {
-        device.mla_queries(&shape, &q, &model.uk, &model.rotary, &positions, out);
+        device.mla_queries(&model.mla, &batch, &q, &model.uk, out);
     });
-    let o_lat = numbers.vector(ROWS * shape.heads * shape.latent, 1.0);
-    of("mla_values", shape.heads * shape.value, &|out| device.mla_values(&shape, &o_lat, &model.uv, out));
+    let o_lat = buffer(device, &numbers.vector(ROWS * shape.heads * shape.latent, 1.0));
+    of("mla_values", shape.heads * shape.value, &|out| device.mla_values(&model.mla, &o_lat, &model.uv, out));
+    results.push(("grouped_ffn", grouped(device, &[&model.experts[2], &model.experts[0]], &values)));
     for (name, length) in [("attention 5", 5), ("attention 700", 700)] {
         let out = attend(device, case, length, &[length], false);
         results.push((name, out.into_iter().map(f32::from_bits).collect()));
     }
     results
+}
+
+/// Some rows of `x` through each expert.
+fn grouped<D: Device>(device: &D, experts: &[&Ffn<D::Matrix>], x: &[f32]) -> Vec<f32> {
+    let (rows, weights, slots) = ([0, 3, 7], [0.5, 2.0, 1.0], [1, 0, 2]);
+    let experts: Vec<ExpertRows<'_, _>> =
+        experts.iter().map(|ffn| ExpertRows { ffn, rows: &rows, weights: &weights, slots: &slots }).collect();
+    let x = activation::encode(device.activation(), x);
+    let mut sums = vec![f32::NAN; x.len() / device.activation().size() / ROWS * 4];
+    device.grouped_ffn(&[&x], &experts, &mut sums).unwrap();
+    sums
 }
 
 /// Root mean square of the difference, as a part of that of `expected`.
@@ -56,6 +70,39 @@ fn compare(found: &[(&str, Vec<f32>)], expected: &[(&str, Vec<f32>)], limit: f64
         let error = error(found, expected);
         assert!(error < limit, "{name}: relative error {error:.2e}, limit {limit:.0e}");
     }
+}
+
+/// What only moves and adds values does so exactly.
+struct Moves;
+
+impl Check for Moves {
+    fn on<D: Device>(&mut self, device: &D) {
+        let mut numbers = Numbers::new(12);
+        let (a, b, c) = (numbers.vector(30, 1.0), numbers.vector(30, 1.0), numbers.vector(30, 1.0));
+        let (second, third) = (buffer(device, &b), buffer(device, &c));
+        let run = |op: &dyn Fn(&mut D::Buffer)| {
+            output(device, 30, |out| {
+                *out = buffer(device, &a);
+                op(out);
+            })
+        };
+        let sums = |of: &dyn Fn(usize) -> f32| (0..30).map(of).collect::<Vec<f32>>();
+        assert_eq!(run(&|out| device.add(out, &second)), sums(&|i| a[i] + b[i]));
+        assert_eq!(run(&|out| device.add_two(out, &second, &third)), sums(&|i| a[i] + (b[i] + c[i])));
+        let rows = output(device, 15, |out| device.gather(&buffer(device, &a), 5, &[4, 0, 4], out));
+        assert_eq!(rows, [&a[20..25], &a[..5], &a[20..25]].concat());
+        let mut rounded = a.clone();
+        activation::round(device.activation(), &mut rounded);
+        let bytes = device.encode(&buffer(device, &a)).unwrap();
+        assert_eq!(bytes, activation::encode(device.activation(), &a));
+        assert_eq!(output(device, 30, |out| device.decode(&bytes, out)), rounded);
+        assert_eq!(device.length(&buffer(device, &a)), 30);
+    }
+}
+
+#[test]
+fn values_are_moved_and_added_exactly() {
+    on_each_device(1, &mut Moves);
 }
 
 #[test]
@@ -92,13 +139,8 @@ fn gate_logits_see_the_input_unrounded() {
         let x = Numbers::new(4).vector(case.hidden, 1.0);
         let mut rounded = x.clone();
         activation::round(Dtype::Bf16, &mut rounded);
-        let run = |op: &dyn Fn(&mut [f32])| {
-            let mut y = vec![0.0; case.vocab];
-            op(&mut y);
-            y
-        };
-        let logits = |x: &[f32]| run(&|y| cpu.gate_logits(x, &model.lm_head, y));
-        let linear = |x: &[f32]| run(&|y| cpu.linear(x, &model.lm_head, y));
+        let logits = |x: &Vec<f32>| output(&cpu, case.vocab, |y| cpu.gate_logits(x, &model.lm_head, y));
+        let linear = |x: &Vec<f32>| output(&cpu, case.vocab, |y| cpu.linear(x, &model.lm_head, y));
         assert_ne!(logits(&x), logits(&rounded), "{isa}");
         assert_eq!(linear(&x), linear(&rounded), "{isa}");
         assert!(error(&linear(&x), &logits(&rounded)) < 1e-5, "{isa}");
@@ -118,8 +160,7 @@ fn reference_linear_is_the_plain_sum() {
         let matrix = reference.load_matrix(weight).unwrap();
         let mut stored = w.clone();
         activation::round(dtype, &mut stored);
-        let mut y = vec![0.0; 5 * outputs];
-        reference.linear(&x, &matrix, &mut y);
+        let y = output(&reference, 5 * outputs, |y| reference.linear(&x, &matrix, y));
         for (row, y) in y.chunks_exact(outputs).enumerate() {
             for (output, y) in y.iter().enumerate() {
                 let mut sum = 0.0;
@@ -133,7 +174,7 @@ fn reference_linear_is_the_plain_sum() {
 }
 
 /// One output by definition: of inputs rounded to bf16, or of f32 ones as they are.
-fn output(isa: Isa, inputs: Dtype, x: &[f32], w: &[f32]) -> f32 {
+fn defined(isa: Isa, inputs: Dtype, x: &[f32], w: &[f32]) -> f32 {
     match (isa, inputs) {
         (Isa::Amx, Dtype::Bf16) => tiles(x, w),
         (Isa::Avx512, Dtype::Bf16) => pairs(x, w),
@@ -168,15 +209,14 @@ fn check_products((rows, outputs, inputs): (usize, usize, usize), threads: usize
         let cpu = Cpu::new(Pool::new(threads).unwrap(), Some(isa)).unwrap();
         let matrix = cpu.load_matrix(Weight::new(Dtype::F32, &bytes, outputs, inputs).unwrap()).unwrap();
         for dtype in [Dtype::Bf16, Dtype::F32] {
-            let mut y = vec![f32::NAN; rows * outputs];
-            match dtype {
-                Dtype::Bf16 => cpu.linear(&x, &matrix, &mut y),
-                Dtype::F32 => cpu.gate_logits(&x, &matrix, &mut y),
-            }
+            let y = output(&cpu, rows * outputs, |y| match dtype {
+                Dtype::Bf16 => cpu.linear(&x, &matrix, y),
+                Dtype::F32 => cpu.gate_logits(&x, &matrix, y),
+            });
             let mut x = x.clone();
             activation::round(dtype, &mut x);
             for (row, (x, y)) in x.chunks_exact(inputs).zip(y.chunks_exact(outputs)).enumerate() {
-                let expected: Vec<f32> = w.chunks_exact(inputs).map(|w| output(isa, dtype, x, w)).collect();
+                let expected: Vec<f32> = w.chunks_exact(inputs).map(|w| defined(isa, dtype, x, w)).collect();
                 assert_eq!(y, expected, "{isa}, {dtype}, row {row} of {rows} x {outputs} x {inputs}");
             }
         }

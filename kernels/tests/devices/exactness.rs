@@ -3,24 +3,29 @@
 
 use std::ops::Range;
 
-use crate::support::{Case, Check, Model, Numbers, attend, bits, on_each_device};
-use conclave_kernels::{Device, ExpertRows};
+use crate::support::{Case, Check, Model, Numbers, attend, batch, bits, buffer, on_each_device, output};
+use conclave_kernels::{Device, ExpertRows, StepRows, activation};
 
 const ROWS: usize = 17;
 /// Row counts that a batch is cut into.
 const CUTS: [&[usize]; 6] = [&[17], &[1; 17], &[2, 15], &[4, 5, 8], &[3, 1, 13], &[6, 7, 4]];
 
 /// Runs `op(rows, out)` for each cut of the rows, and gives the outputs `[ROWS, width]`, the same for all of them.
-fn for_all_cuts(what: &str, width: usize, op: impl Fn(Range<usize>, &mut [f32])) -> Vec<u32> {
+fn for_all_cuts<D: Device>(
+    device: &D,
+    what: &str,
+    width: usize,
+    op: impl Fn(Range<usize>, &mut D::Buffer),
+) -> Vec<u32> {
     let mut outputs = CUTS.map(|cut| {
-        let mut out = vec![f32::NAN; ROWS * width];
+        let mut all = Vec::new();
         let mut row = 0;
         for rows in cut {
-            op(row..row + rows, &mut out[row * width..(row + rows) * width]);
+            all.extend(output(device, rows * width, |out| op(row..row + rows, out)));
             row += rows;
         }
-        assert!(out.iter().all(|value| value.is_finite()), "{what} of width {width}: some output not written");
-        bits(&out)
+        assert!(all.iter().all(|value| value.is_finite()), "{what} of width {width}: some output not written");
+        bits(&all)
     });
     for (found, cut) in outputs.iter().zip(CUTS) {
         assert!(*found == outputs[0], "{what} of width {width}, rows cut {cut:?}");
@@ -28,34 +33,36 @@ fn for_all_cuts(what: &str, width: usize, op: impl Fn(Range<usize>, &mut [f32]))
     std::mem::take(&mut outputs[0])
 }
 
+/// Some rows of a step, each a sequence of its own.
+fn step<D: Device>(device: &D, case: &Case, rows: Range<usize>) -> D::Batch {
+    let mut step = StepRows::default();
+    rows.for_each(|row| step.push(&[(row * 17 % case.vocab) as u32], row * 31 % 100, &[0, 1], D::BLOCK));
+    batch(device, step)
+}
+
 /// All operations on rows, each with every cut.
 fn rows_in_batches<D: Device>(device: &D, case: &Case) -> Vec<Vec<u32>> {
     let (model, mut numbers) = (case.load(device), Numbers::new(1));
     let (hidden, shape) = (case.hidden, case.shape);
-    let of = |rows: &Range<usize>, width: usize| rows.start * width..rows.end * width;
     let x = numbers.vector(ROWS * hidden, 2.0);
     let q_width = shape.heads * (shape.nope + shape.rope);
     let q = numbers.vector(ROWS * q_width, 1.0);
     let o_width = shape.heads * shape.latent;
     let o_lat = numbers.vector(ROWS * o_width, 1.0);
-    let tokens: Vec<u32> = (0..ROWS).map(|row| (row * 17 % case.vocab) as u32).collect();
-    let positions: Vec<u32> = (0..ROWS as u32).map(|row| row * 31 % 100).collect();
+    let some = |of: &[f32], rows: Range<usize>, width: usize| buffer(device, &of[rows.start * width..rows.end * width]);
+    let x = |rows| some(&x, rows, hidden);
     vec![
-        for_all_cuts("linear", case.vocab, |rows, out| device.linear(&x[of(&rows, hidden)], &model.lm_head, out)),
-        for_all_cuts("gate_logits", case.vocab, |rows, out| {
-            device.gate_logits(&x[of(&rows, hidden)], &model.lm_head, out);
+        for_all_cuts(device, "linear", case.vocab, |rows, out| device.linear(&x(rows), &model.lm_head, out)),
+        for_all_cuts(device, "gate_logits", case.vocab, |rows, out| device.gate_logits(&x(rows), &model.lm_head, out)),
+        for_all_cuts(device, "ffn", hidden, |rows, out| device.ffn(&x(rows), &model.experts[0], out)),
+        for_all_cuts(device, "rms_norm", hidden, |rows, out| device.rms_norm(&x(rows), &model.gain, 1e-6, out)),
+        for_all_cuts(device, "embed", hidden, |rows, out| device.embed(&model.table, &step(device, case, rows), out)),
+        for_all_cuts(device, "mla_queries", shape.heads * shape.cached(), |rows, out| {
+            let q = some(&q, rows.clone(), q_width);
+            device.mla_queries(&model.mla, &step(device, case, rows), &q, &model.uk, out);
         }),
-        for_all_cuts("ffn", hidden, |rows, out| device.ffn(&x[of(&rows, hidden)], &model.experts[0], out)),
-        for_all_cuts("rms_norm", hidden, |rows, out| {
-            device.rms_norm(&x[of(&rows, hidden)], &model.gain, 1e-6, out);
-        }),
-        for_all_cuts("embed", hidden, |rows, out| device.embed(&model.table, &tokens[rows], out)),
-        for_all_cuts("mla_queries", shape.heads * shape.cached(), |rows, out| {
-            let q = &q[of(&rows, q_width)];
-            device.mla_queries(&shape, q, &model.uk, &model.rotary, &positions[rows], out);
-        }),
-        for_all_cuts("mla_values", shape.heads * shape.value, |rows, out| {
-            device.mla_values(&shape, &o_lat[of(&rows, o_width)], &model.uv, out);
+        for_all_cuts(device, "mla_values", shape.heads * shape.value, |rows, out| {
+            device.mla_values(&model.mla, &some(&o_lat, rows, o_width), &model.uv, out);
         }),
     ]
 }
@@ -69,8 +76,8 @@ fn weight(expert: usize, row: usize) -> f32 {
     0.1 + 0.2 * expert as f32 + 0.01 * row as f32
 }
 
-/// Weighted sums of experts for some rows of `x`.
-fn experts<D: Device>(device: &D, model: &Model<D>, x: &[f32], rows: Range<u32>, out: &mut [f32]) {
+/// Weighted sums of experts for some rows of `x`, which come in parts; zero elsewhere.
+fn experts<D: Device>(device: &D, model: &Model<D>, x: &[&[u8]], rows: Range<u32>, hidden: usize) -> Vec<f32> {
     let chosen: Vec<(Vec<u32>, Vec<f32>)> = (0..model.experts.len())
         .map(|expert| {
             let rows: Vec<u32> = rows.clone().filter(|row| goes_to(expert, *row as usize)).collect();
@@ -81,27 +88,35 @@ fn experts<D: Device>(device: &D, model: &Model<D>, x: &[f32], rows: Range<u32>,
     let experts: Vec<ExpertRows<'_, D::Matrix>> = (model.experts.iter().zip(&chosen))
         .map(|(ffn, (rows, weights))| ExpertRows { ffn, rows, weights, slots: rows })
         .collect();
-    device.grouped_ffn(x, &experts, out);
+    let mut sums = vec![f32::NAN; ROWS * hidden];
+    device.grouped_ffn(x, &experts, &mut sums).unwrap();
+    sums
 }
 
 fn experts_in_batches<D: Device>(device: &D, case: &Case) -> Vec<u32> {
     let (model, hidden) = (case.load(device), case.hidden);
-    let x = Numbers::new(2).vector(ROWS * hidden, 1.0);
-    let mut whole = vec![0.0; ROWS * hidden];
-    experts(device, &model, &x, 0..ROWS as u32, &mut whole);
-    let mut alone = vec![0.0; ROWS * hidden];
-    (0..ROWS as u32).for_each(|row| experts(device, &model, &x, row..row + 1, &mut alone));
-    assert!(bits(&whole) == bits(&alone), "grouped_ffn: rows together and alone");
+    let mut x = Numbers::new(2).vector(ROWS * hidden, 1.0);
+    activation::round(device.activation(), &mut x);
+    let bytes = activation::encode(device.activation(), &x);
+    let whole = experts(device, &model, &[&bytes], 0..ROWS as u32, hidden);
+    let (first, second) = bytes.split_at(bytes.len() / ROWS * 5);
+    let parts = experts(device, &model, &[first, &[], second], 0..ROWS as u32, hidden);
+    assert!(bits(&whole) == bits(&parts), "grouped_ffn: rows in one part and in three");
+    for row in 0..ROWS {
+        let alone = experts(device, &model, &[&bytes], row as u32..row as u32 + 1, hidden);
+        let of_row = row * hidden..(row + 1) * hidden;
+        assert!(bits(&whole[of_row.clone()]) == bits(&alone[of_row]), "grouped_ffn: row {row} beside others and alone");
+    }
 
     let mut sums = vec![0.0; ROWS * hidden];
-    let mut y = vec![0.0; hidden];
     for (expert, ffn) in model.experts.iter().enumerate() {
         for row in (0..ROWS).filter(|row| goes_to(expert, *row)) {
             let of_row = row * hidden..(row + 1) * hidden;
-            device.ffn(&x[of_row.clone()], ffn, &mut y);
+            let y = output(device, hidden, |y| device.ffn(&buffer(device, &x[of_row.clone()]), ffn, y));
             sums[of_row].iter_mut().zip(&y).for_each(|(sum, y)| *sum += weight(expert, row) * y);
         }
     }
+    activation::round(device.activation(), &mut sums);
     assert!(bits(&whole) == bits(&sums), "grouped_ffn and the sum over experts of ffn");
     bits(&whole)
 }
@@ -129,12 +144,9 @@ impl Check for BatchSizes {
         let Self(case) = self;
         let (model, hidden) = (case.load(device), case.hidden);
         let x = Numbers::new(9).vector(MOST * hidden, 2.0);
-        let check = |what: &str, width: usize, op: &dyn Fn(&[f32], &mut [f32])| {
-            let run = |rows: usize| {
-                let mut out = vec![f32::NAN; rows * width];
-                op(&x[..rows * hidden], &mut out);
-                bits(&out)
-            };
+        let check = |what: &str, width: usize, op: &dyn Fn(&D::Buffer, &mut D::Buffer)| {
+            let run =
+                |rows: usize| bits(&output(device, rows * width, |out| op(&buffer(device, &x[..rows * hidden]), out)));
             let all = run(MOST);
             for rows in 1..MOST {
                 assert!(run(rows) == all[..rows * width], "{what} of {rows} rows, {}", device.numerics());

@@ -6,7 +6,8 @@ use std::{
 };
 
 use conclave_kernels::{
-    Cpu, Device, Dtype, Ffn, Isa, LatentWrite, MlaShape, Pool, Reference, RotaryTable, SequenceRows, Weight, activation,
+    Cpu, Device, Dtype, Ffn, Isa, LatentWrite, Mla, MlaShape, Pool, Reference, RotaryTable, StepRows, Weight,
+    activation,
 };
 
 /// Numbers that look random and are the same on every machine.
@@ -72,24 +73,35 @@ impl Case {
         let shape = self.shape;
         let table = activation::encode(self.dtype, &numbers.vector(self.vocab * self.hidden, 1.0));
         let table = Weight::new(self.dtype, &table, self.vocab, self.hidden).unwrap();
-        let uk = |numbers: &mut Numbers| {
-            let values = numbers.vector(shape.nope * shape.latent, 0.2);
-            let bytes = activation::encode(self.dtype, &values);
-            // Stored [dn, r], as a slice of kv_b_proj.
-            let stored = Weight::new(self.dtype, &bytes, shape.nope, shape.latent).unwrap();
-            device.load_matrix(stored.transpose()).unwrap()
-        };
+        let lm_head = self.matrix(device, &mut numbers, self.vocab, self.hidden);
+        let experts = (0..4).map(|_| self.ffn(device, &mut numbers)).collect();
+        // Stored [dn, r], as a slice of kv_b_proj.
+        let uk = self.heads(&mut numbers, 0.2, shape.nope, shape.latent);
+        let uk: Vec<Weight<'_>> = uk.iter().map(|head| self.weight(head, shape.nope).transpose()).collect();
+        let scale = (3.0 / shape.latent as f32).sqrt();
+        let uv = self.heads(&mut numbers, scale, shape.value, shape.latent);
+        let uv: Vec<Weight<'_>> = uv.iter().map(|head| self.weight(head, shape.value)).collect();
         let omega: Vec<f64> = (0..shape.rope / 2).map(|at| 100f64.powf(-2.0 * at as f64 / shape.rope as f64)).collect();
+        let rotary = device.load_rotary(RotaryTable::new(1200, &omega, 1.0)).unwrap();
         Model {
             table: device.load_table(table).unwrap(),
-            lm_head: self.matrix(device, &mut numbers, self.vocab, self.hidden),
-            experts: (0..4).map(|_| self.ffn(device, &mut numbers)).collect(),
-            uk: (0..shape.heads).map(|_| uk(&mut numbers)).collect(),
-            uv: (0..shape.heads).map(|_| self.matrix(device, &mut numbers, shape.value, shape.latent)).collect(),
-            gain: numbers.vector(self.hidden, 1.5),
-            latent_gain: numbers.vector(shape.latent, 1.5),
-            rotary: RotaryTable::new(1200, &omega, 1.0),
+            lm_head,
+            experts,
+            uk: device.load_heads(&uk).unwrap(),
+            uv: device.load_heads(&uv).unwrap(),
+            gain: buffer(device, &numbers.vector(self.hidden, 1.5)),
+            latent_gain: buffer(device, &numbers.vector(shape.latent, 1.5)),
+            mla: Mla { shape, rotary, scale: 0.3 },
         }
+    }
+
+    /// The bytes of a matrix for each head.
+    fn heads(&self, numbers: &mut Numbers, scale: f32, rows: usize, cols: usize) -> Vec<Vec<u8>> {
+        (0..self.shape.heads).map(|_| activation::encode(self.dtype, &numbers.vector(rows * cols, scale))).collect()
+    }
+
+    fn weight<'a>(&self, bytes: &'a [u8], rows: usize) -> Weight<'a> {
+        Weight::new(self.dtype, bytes, rows, bytes.len() / self.dtype.size() / rows).unwrap()
     }
 }
 
@@ -98,16 +110,40 @@ pub(crate) struct Model<D: Device> {
     pub(crate) table: D::Table,
     pub(crate) lm_head: D::Matrix,
     pub(crate) experts: Vec<Ffn<D::Matrix>>,
-    pub(crate) uk: Vec<D::Matrix>,
-    pub(crate) uv: Vec<D::Matrix>,
-    pub(crate) gain: Vec<f32>,
-    pub(crate) latent_gain: Vec<f32>,
-    pub(crate) rotary: RotaryTable,
+    pub(crate) uk: D::Heads,
+    pub(crate) uv: D::Heads,
+    pub(crate) gain: D::Buffer,
+    pub(crate) latent_gain: D::Buffer,
+    pub(crate) mla: Mla<D::Rotary>,
 }
 
-/// The cache slot of a position: blocks in descending order, so that no two neighbours are neighbours.
-fn slot<D: Device>(blocks: &[u32], position: usize) -> u32 {
-    blocks[position / D::BLOCK] * D::BLOCK as u32 + (position % D::BLOCK) as u32
+/// Values in the device's memory.
+pub(crate) fn buffer<D: Device>(device: &D, values: &[f32]) -> D::Buffer {
+    device.load_vector(values.to_vec()).unwrap()
+}
+
+/// Rows of a step in the device's memory.
+pub(crate) fn batch<D: Device>(device: &D, rows: StepRows) -> D::Batch {
+    let mut batch = D::Batch::default();
+    device.load_batch(rows, &mut batch);
+    batch
+}
+
+/// What an operation leaves in a buffer: `length` values, each of which it has to write.
+pub(crate) fn output<D: Device>(device: &D, length: usize, op: impl FnOnce(&mut D::Buffer)) -> Vec<f32> {
+    let mut out = buffer(device, &vec![f32::NAN; length]);
+    op(&mut out);
+    let mut values = Vec::new();
+    device.read(&mut out, &mut values).unwrap();
+    assert_eq!(values.len(), length, "length of an output");
+    values
+}
+
+/// Positions of a sequence with blocks in descending order, so that no two neighbours are neighbours.
+fn rows<D: Device>(positions: std::ops::Range<usize>, blocks: &[u32]) -> StepRows {
+    let mut rows = StepRows::default();
+    rows.push(&vec![0; positions.len()], positions.start, blocks, D::BLOCK);
+    rows
 }
 
 /// Attention over a sequence of `length` positions that comes in chunks (`cut`, the last one repeated as often as
@@ -125,11 +161,8 @@ pub(crate) fn attend<D: Device>(device: &D, case: &Case, length: usize, cut: &[u
     let other_q = Numbers::new(7).vector(3 * shape.heads * shape.cached(), 1.0);
     let mut cache = device.new_cache(2, count as usize + 1, &shape).unwrap();
     let write = |cache: &mut D::Cache, kv: &[f32], positions: std::ops::Range<usize>, blocks: &[u32]| {
-        let slots: Vec<u32> = positions.clone().map(|position| slot::<D>(blocks, position)).collect();
-        let positions: Vec<u32> = positions.map(|position| position as u32).collect();
-        let write =
-            LatentWrite { kv, gain: &model.latent_gain, rotary: &model.rotary, positions: &positions, slots: &slots };
-        device.write_latents(cache, 1, &write);
+        let (batch, kv) = (batch(device, rows::<D>(positions, blocks)), buffer(device, kv));
+        device.write_latents(&model.mla, &batch, &LatentWrite { layer: 1, kv: &kv, gain: &model.latent_gain }, cache);
     };
     if poison {
         let all: Vec<u32> = (0..=count).collect();
@@ -142,20 +175,20 @@ pub(crate) fn attend<D: Device>(device: &D, case: &Case, length: usize, cut: &[u
     let mut first = 0;
     let mut cuts = cut.iter().chain(std::iter::repeat(cut.last().unwrap()));
     while first < length {
-        let rows = (*cuts.next().unwrap()).min(length - first);
+        let chunk = (*cuts.next().unwrap()).min(length - first);
         let width = shape.cached();
-        write(&mut cache, &kv[first * width..(first + rows) * width], first..first + rows, &blocks);
+        write(&mut cache, &kv[first * width..(first + chunk) * width], first..first + chunk, &blocks);
         let width = shape.heads * width;
-        let both = [&other_q[..], &q[first * width..(first + rows) * width]].concat();
-        let mut out = vec![f32::NAN; (3 + rows) * shape.heads * shape.latent];
-        let sequences = [
-            SequenceRows { first_row: 0, rows: 3, first_position: 4, blocks: &other },
-            SequenceRows { first_row: 3, rows, first_position: first, blocks: &blocks },
-        ];
-        device.mla_attention(&cache, 1, &both, &sequences, 0.3, &mut out);
-        assert!(out.iter().all(|value| value.is_finite()), "attention from {first} on, {rows} rows");
+        let both = buffer(device, &[&other_q[..], &q[first * width..(first + chunk) * width]].concat());
+        let mut step = rows::<D>(4..7, &other);
+        step.push(&vec![0; chunk], first, &blocks, D::BLOCK);
+        let step = batch(device, step);
+        let out = output(device, (3 + chunk) * shape.heads * shape.latent, |out| {
+            device.mla_attention(&model.mla, &step, (&cache, 1), &both, out);
+        });
+        assert!(out.iter().all(|value| value.is_finite()), "attention from {first} on, {chunk} rows");
         found.extend(bits(&out[3 * shape.heads * shape.latent..]));
-        first += rows;
+        first += chunk;
     }
     found
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use conclave_dispatch::MoeLink;
-use conclave_kernels::{Dtype, activation};
+use conclave_kernels::{Dtype, KernelError, activation};
 use conclave_proto::v1::{Activation, DispatchErrorKind, MoeInput, MoeOutput};
 use conclave_serve::{Error, ErrorKind, Lane};
 use tokio::task::{JoinError, JoinHandle};
@@ -39,6 +39,26 @@ pub struct StepReport {
     pub waits: Vec<Duration>,
 }
 
+/// Why a step was not finished.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The device of the trunk, for good.
+    #[error(transparent)]
+    Device(#[from] KernelError),
+    /// The routed experts of a layer; the trunk may begin another step.
+    #[error(transparent)]
+    Routed(#[from] Error),
+}
+
+impl From<StepError> for Error {
+    fn from(error: StepError) -> Self {
+        match error {
+            StepError::Device(error) => Self::new(ErrorKind::Internal, error.to_string()),
+            StepError::Routed(error) => error,
+        }
+    }
+}
+
 impl MoeCaller {
     /// `caller` names this incarnation of the process.
     ///
@@ -51,17 +71,17 @@ impl MoeCaller {
     /// Runs a step up to the residual of its last layer. `until`: when to give up on routed experts.
     ///
     /// # Errors
-    /// When the routed experts of a layer fail; the trunk may then begin another step.
+    /// When the trunk's device or the routed experts of a layer fail.
     pub fn run<T: Trunk>(
         &mut self,
         trunk: &mut T,
         rows: StepRows,
         until: Option<Instant>,
-    ) -> Result<StepReport, Error> {
+    ) -> Result<StepReport, StepError> {
         self.step += 1;
         let traceparent = conclave_serve::telemetry::traceparent();
         let mut report = StepReport::default();
-        let mut segment = trunk.begin(rows);
+        let mut segment = trunk.begin(rows)?;
         while let Segment::Moe(mut rows) = segment {
             silence_broken(&mut rows, trunk.shape(), &mut report.broken_rows);
             let call = Call { layer: rows.layer, step: self.step, bytes: rows.x.len() };
@@ -71,7 +91,7 @@ impl MoeCaller {
             let output = self.receive(answer)?;
             report.waits.push(waiting.elapsed());
             report.mixed_numerics |= output.mixed_numerics;
-            segment = trunk.resume(&call.check(output, trunk.shape().activation)?);
+            segment = trunk.resume(&call.check(output, trunk.shape().activation)?)?;
         }
         report.broken_rows.sort_unstable();
         report.broken_rows.dedup();
@@ -170,7 +190,7 @@ impl Call {
 /// thread, which must not be one that runs async tasks. For tests and tools; the service has its own loop.
 ///
 /// # Errors
-/// When the ids do not fit the vocabulary, the context or the cache, or the routed experts fail.
+/// When the ids do not fit the vocabulary, the context or the cache, or the device or the routed experts fail.
 pub fn logits<T: Trunk>(trunk: &mut T, moe: &mut MoeCaller, ids: &[u32], chunk: usize) -> Result<Vec<f32>, Error> {
     let TrunkShape { vocab, block, blocks, context_limit, .. } = *trunk.shape();
     let limit = context_limit.min(block * blocks as usize);
@@ -187,7 +207,7 @@ pub fn logits<T: Trunk>(trunk: &mut T, moe: &mut MoeCaller, ids: &[u32], chunk: 
         rows.push(ids, index * chunk.max(1), &table, block);
         moe.run(trunk, rows, None)?;
         let asked: Vec<u32> = (0..ids.len() as u32).collect();
-        trunk.logits(&asked, &mut some);
+        trunk.logits(&asked, &mut some).map_err(StepError::from)?;
         all.extend_from_slice(&some);
     }
     Ok(all)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use conclave_cluster::MemberState;
 use conclave_dispatch::ModelShape;
-use conclave_kernels::{Device, Ffn};
+use conclave_kernels::{Device, Ffn, KernelError};
 use conclave_proto::v1::{Activation, ExpertBatch, ExpertResult, PartialSum, WorkError, WorkErrorKind};
 use conclave_serve::lane::{self, Lane};
 use prometheus::{Counter, IntCounter};
@@ -190,7 +190,7 @@ impl<D: Device> Drop for Ending<'_, D> {
 }
 
 impl<D: Device> Worker<D> {
-    /// Runs until the service closes the queue.
+    /// Runs until the service closes the queue or the device has failed.
     pub(crate) fn run(self) {
         let _ending = Ending(&self);
         let mut scratch = Scratch::default();
@@ -199,8 +199,11 @@ impl<D: Device> Worker<D> {
             after_work = true;
             let now = Instant::now();
             let wanted: Vec<Job<D::Matrix>> = jobs.into_iter().filter_map(|job| self.still_wanted(job, now)).collect();
-            if !wanted.is_empty() {
-                self.compute(layer, wanted, &mut scratch);
+            if !wanted.is_empty()
+                && let Err(error) = self.compute(layer, wanted, &mut scratch)
+            {
+                tracing::error!(%error, "compute thread stops");
+                return;
             }
             self.shared.finished();
         }
@@ -217,27 +220,39 @@ impl<D: Device> Worker<D> {
         if job.batch.budget_us != 0 && waited >= budget {
             self.metrics.refused.with_label_values(&["expired"]).inc();
             let message = format!("budget of {} ms spent in the queue", budget.as_millis());
-            let error = work_error(WorkErrorKind::Expired, message);
-            let answer = failed(&job.batch, error, self.shared.queued_rows());
-            job.reply.send(answer);
+            self.refuse(job, work_error(WorkErrorKind::Expired, message));
             return None;
         }
         Some(job)
     }
 
-    fn compute(&self, layer: u32, jobs: Vec<Job<D::Matrix>>, scratch: &mut Scratch) {
+    fn compute(&self, layer: u32, jobs: Vec<Job<D::Matrix>>, scratch: &mut Scratch) -> Result<(), KernelError> {
         let started = Instant::now();
         let batches: Vec<&ExpertBatch> = jobs.iter().map(|job| &job.batch).collect();
         let expert = |job: usize, expert: u32| -> Option<&Ffn<D::Matrix>> {
             jobs[job].cells.get(self.shape.group_of(expert))?.expert(layer, expert)
         };
-        let sums = merge::run(&*self.device, &self.shape, scratch, &batches, expert);
+        let sums = match merge::run(&*self.device, &self.shape, scratch, &batches, expert) {
+            Ok(sums) => sums,
+            Err(error) => {
+                jobs.into_iter()
+                    .for_each(|job| self.refuse(job, work_error(WorkErrorKind::Internal, error.to_string())));
+                return Err(error);
+            }
+        };
         let busy = started.elapsed();
         self.observe(&jobs, busy);
         let queued_rows = self.shared.queued_rows();
         for (job, sums) in jobs.into_iter().zip(sums) {
             self.answer(job, sums, Times { started, busy }, queued_rows);
         }
+        Ok(())
+    }
+
+    /// Answers a job that is not computed.
+    fn refuse(&self, job: Job<D::Matrix>, error: WorkError) {
+        let answer = failed(&job.batch, error, self.shared.queued_rows());
+        job.reply.send(answer);
     }
 
     fn answer(&self, job: Job<D::Matrix>, sums: Vec<PartialSum>, times: Times, queued_rows: u32) {

@@ -5,7 +5,7 @@
 
 use conclave_dispatch::ModelShape;
 use conclave_kernels::cell_tree::{self, Node};
-use conclave_kernels::{Device, Dtype, ExpertRows, Ffn, activation};
+use conclave_kernels::{Device, Dtype, ExpertRows, Ffn, KernelError, activation};
 use conclave_proto::v1::{ExpertBatch, PartialSum};
 
 /// No expert of this group for this row.
@@ -14,8 +14,8 @@ const NONE: u32 = u32::MAX;
 /// Buffers kept from one grouped FFN to the next.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    x: Vec<f32>,
-    out: Vec<f32>,
+    /// `[slots, H]`
+    filled: Vec<f32>,
     rows: Vec<u32>,
     weights: Vec<f32>,
     slots: Vec<u32>,
@@ -43,16 +43,18 @@ struct Place {
 /// Runs checked batches of one layer together. `experts(batch, expert)` finds an expert's weights.
 ///
 /// Returns the partial sums of each batch.
+///
+/// # Errors
+/// When the device has failed.
 pub(crate) fn run<'m, D: Device>(
     device: &D,
     shape: &ModelShape,
     scratch: &mut Scratch,
     batches: &[&ExpertBatch],
     experts: impl Fn(usize, u32) -> Option<&'m Ffn<D::Matrix>>,
-) -> Vec<Vec<PartialSum>> {
-    let act = device.activation();
-    let places = gather(shape, act, scratch, batches);
-    let Scratch { x, out, rows, weights, slots, leaves, runs } = scratch;
+) -> Result<Vec<Vec<PartialSum>>, KernelError> {
+    let places = place(scratch, batches);
+    let Scratch { filled, rows, weights, slots, leaves, runs } = scratch;
     rows.clear();
     weights.clear();
     slots.clear();
@@ -77,8 +79,7 @@ pub(crate) fn run<'m, D: Device>(
         }
         spans.push((same[0], begin..rows.len()));
     }
-    out.clear();
-    out.resize(next_slot as usize * shape.hidden, 0.0);
+    filled.resize(next_slot as usize * shape.hidden, 0.0);
     let grouped: Vec<ExpertRows<'_, D::Matrix>> = spans
         .iter()
         .filter_map(|(run, span)| {
@@ -86,22 +87,22 @@ pub(crate) fn run<'m, D: Device>(
             Some(ExpertRows { ffn: experts(run.batch, run.expert)?, rows, weights, slots })
         })
         .collect();
-    device.grouped_ffn(x, &grouped, out);
-    activation::round(act, out);
-    let sums = Sums { shape, act, out };
-    batches.iter().zip(&places).map(|(batch, place)| sums.of(batch, &leaves[place.first_leaf..])).collect()
+    let x: Vec<&[u8]> = batches.iter().map(|batch| &batch.x[..]).collect();
+    device.grouped_ffn(&x, &grouped, filled)?;
+    let sums = Sums { shape, act: device.activation(), filled };
+    Ok(batches.iter().zip(&places).map(|(batch, place)| sums.of(batch, &leaves[place.first_leaf..])).collect())
 }
 
-/// Decodes all rows one after another and sorts the runs by expert.
-fn gather(shape: &ModelShape, act: Dtype, scratch: &mut Scratch, batches: &[&ExpertBatch]) -> Vec<Place> {
-    let Scratch { x, leaves, runs, .. } = scratch;
-    x.clear();
+/// Counts all rows one after another and sorts the runs by expert.
+fn place(scratch: &mut Scratch, batches: &[&ExpertBatch]) -> Vec<Place> {
+    let Scratch { leaves, runs, .. } = scratch;
+    let mut first_row = 0;
     leaves.clear();
     runs.clear();
     let mut places = Vec::with_capacity(batches.len());
     for (index, batch) in batches.iter().enumerate() {
-        places.push(Place { first_row: (x.len() / shape.hidden) as u32, first_leaf: leaves.len() });
-        activation::decode(act, &batch.x, x);
+        places.push(Place { first_row, first_leaf: leaves.len() });
+        first_row += batch.rows;
         leaves.resize(leaves.len() + batch.rows as usize * batch.groups.len(), NONE);
         let mut start = 0;
         for (&expert, &count) in batch.experts.iter().zip(&batch.counts) {
@@ -121,7 +122,7 @@ fn position(groups: &[u32], group: u32) -> usize {
 struct Sums<'a> {
     shape: &'a ModelShape,
     act: Dtype,
-    out: &'a [f32],
+    filled: &'a [f32],
 }
 
 impl Sums<'_> {
@@ -140,7 +141,10 @@ impl Sums<'_> {
                 parts.clear();
                 for column in columns.clone().filter(|column| slots[*column] != NONE) {
                     let (group, slot) = (held[column], slots[column] as usize);
-                    parts.push((Node { first: group, last: group + 1 }, &self.out[slot * hidden..(slot + 1) * hidden]));
+                    parts.push((
+                        Node { first: group, last: group + 1 },
+                        &self.filled[slot * hidden..(slot + 1) * hidden],
+                    ));
                 }
                 if cell_tree::sum_into(self.act, groups, node, &parts, &mut total) {
                     row_index.push(row as u32);
@@ -169,6 +173,7 @@ mod tests {
         run(&weights.device, &shape(), &mut Scratch::default(), batches, |_, expert| {
             weights.experts.get(expert as usize)
         })
+        .unwrap()
     }
 
     #[test]
@@ -183,9 +188,9 @@ mod tests {
                 let (row, weight) = (batch.row_index[at], batch.weights[at]);
                 let mut x = Vec::new();
                 activation::decode(Dtype::F32, &batch.x, &mut x);
-                let mut y = vec![0f32; shape().hidden];
-                let x = &x[row as usize * shape().hidden..][..shape().hidden];
-                weights.device.ffn(x, &weights.experts[expert as usize], &mut y);
+                let x = x[row as usize * shape().hidden..][..shape().hidden].to_vec();
+                let mut y = Vec::new();
+                weights.device.ffn(&x, &weights.experts[expert as usize], &mut y);
                 let sum = expected.entry(row).or_insert_with(|| vec![0.0; y.len()]);
                 sum.iter_mut().zip(&y).for_each(|(sum, y)| *sum += f64::from(weight) * f64::from(*y));
                 at += 1;

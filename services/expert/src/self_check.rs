@@ -22,17 +22,19 @@ pub(crate) fn check<D: Device>(
     let first = group * shape.group_size();
     let mut x = samples(group as u64, ROWS * shape.hidden);
     activation::round(device.activation(), &mut x);
+    let bytes = activation::encode(device.activation(), &x);
     let compared = first + group % shape.group_size();
     for expert in first..first + shape.group_size() {
         let Some(ffn) = cell.expert(layer as u32, expert as u32) else { continue };
         let mut found = vec![0f32; x.len()];
         let rows: Vec<u32> = (0..ROWS as u32).collect();
-        device.grouped_ffn(&x, &[ExpertRows { ffn, rows: &rows, weights: &[1.0; ROWS], slots: &rows }], &mut found);
+        let expert_rows = ExpertRows { ffn, rows: &rows, weights: &[1.0; ROWS], slots: &rows };
+        device.grouped_ffn(&[&bytes], &[expert_rows], &mut found)?;
         if found.iter().any(|value| !value.is_finite()) {
             return Err(ExpertError::NotFinite { cell: cell.id, layer });
         }
         if expert == compared {
-            compare(device, &definition(checkpoint, cell, layer, expert, &x)?, &found).map_err(
+            compare(device, &definition(checkpoint, cell, layer, expert, x.clone())?, &found).map_err(
                 |(found, expected)| ExpertError::Disagrees { cell: cell.id, layer, expert, found, expected },
             )?;
         }
@@ -46,12 +48,12 @@ fn definition<M>(
     cell: &Cell<M>,
     layer: usize,
     expert: usize,
-    x: &[f32],
+    x: Vec<f32>,
 ) -> Result<Vec<f32>, ExpertError> {
     let reference = Reference::new(Pool::new(1)?);
     let ffn = cells::load_expert(&reference, checkpoint, cell.id, &names::layer(layer).expert(expert))?;
-    let mut expected = vec![0f32; x.len()];
-    reference.ffn(x, &ffn, &mut expected);
+    let mut expected = Vec::new();
+    reference.ffn(&x, &ffn, &mut expected);
     Ok(expected)
 }
 

@@ -1,5 +1,6 @@
 //! What happens with a computed step: scores and tokens go out, finished sequences leave.
 
+use conclave_kernels::KernelError;
 use conclave_serve::{Error, ErrorKind};
 
 use super::{Ending, Engine};
@@ -19,11 +20,11 @@ struct Asked {
 
 impl<T: Trunk> Engine<T> {
     /// Advances every sequence by its share of the step.
-    pub(super) fn deliver(&mut self, shares: &[usize], report: &StepReport) {
+    pub(super) fn deliver(&mut self, shares: &[usize], report: &StepReport) -> Result<(), KernelError> {
         let mut endings: Vec<Option<Ending>> = self.running.iter().map(|_| None).collect();
         let asked = self.advance(shares, report, &mut endings);
         for asked in asked.chunks(LOGIT_ROWS) {
-            self.answer(asked, &mut endings);
+            self.answer(asked, &mut endings)?;
         }
         for (sequence, ending) in self.running.iter_mut().zip(&mut endings) {
             sequence.flush_scores();
@@ -32,6 +33,7 @@ impl<T: Trunk> Engine<T> {
             }
         }
         self.leave(endings);
+        Ok(())
     }
 
     /// Counts the rows as computed; those whose logits are needed.
@@ -57,10 +59,10 @@ impl<T: Trunk> Engine<T> {
     }
 
     /// Runs the output projection for some rows and gives each sequence its logits.
-    fn answer(&mut self, asked: &[Asked], endings: &mut [Option<Ending>]) {
+    fn answer(&mut self, asked: &[Asked], endings: &mut [Option<Ending>]) -> Result<(), KernelError> {
         let rows: Vec<u32> = asked.iter().map(|asked| asked.row).collect();
         let vocab = self.parts.trunk.shape().vocab;
-        self.parts.trunk.logits(&rows, &mut self.logits);
+        self.parts.trunk.logits(&rows, &mut self.logits)?;
         for (asked, logits) in asked.iter().zip(self.logits.chunks_exact(vocab)) {
             let ending = &mut endings[asked.sequence];
             if ending.is_none() {
@@ -69,6 +71,7 @@ impl<T: Trunk> Engine<T> {
                 self.parts.metrics.generated_tokens.inc_by(u64::from(asked.ask == Ask::Sample));
             }
         }
+        Ok(())
     }
 
     /// Lets sequences that end go; `endings` as long as the running ones.

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use conclave_kernels::KernelError;
 use conclave_serve::Error;
 use tracing::Span;
 
 use self::retry::Backoff;
 use crate::cache::BlockPool;
-use crate::forward::{MoeCaller, StepReport};
+use crate::forward::{MoeCaller, StepError, StepReport};
 use crate::metrics::Metrics;
 use crate::sampler::TokenMask;
 use crate::scheduler::{self, Demand, Limits, Load, Plan, Queue, StepTimes};
@@ -70,13 +71,16 @@ impl<T: Trunk> Engine<T> {
         }
     }
 
-    /// Runs until the service is gone.
+    /// Runs until the service is gone or the device has failed.
     pub(crate) fn run(mut self) {
         let _stopped = StopOnDrop(Arc::clone(&self.parts.state));
         while self.receive() {
             self.sweep();
-            if self.backoff.over(Instant::now()) {
-                self.step();
+            if self.backoff.over(Instant::now())
+                && let Err(error) = self.step()
+            {
+                tracing::error!(%error, sequences = self.running.len(), "engine stops");
+                return;
             }
             self.show();
         }
@@ -141,12 +145,12 @@ impl<T: Trunk> Engine<T> {
         sequence
     }
 
-    /// Plans, computes and delivers one step.
-    fn step(&mut self) {
+    /// Plans, computes and delivers one step. Routed experts that fail are seen to here; a device that fails is the end.
+    fn step(&mut self) -> Result<(), KernelError> {
         let (shares, load) = self.plan();
         let (rows, owners) = self.assemble(&shares);
         if rows.is_empty() {
-            return;
+            return Ok(());
         }
         self.parts.metrics.begin_step(load);
         self.show();
@@ -157,13 +161,15 @@ impl<T: Trunk> Engine<T> {
             Ok(report) => {
                 self.backoff.reset();
                 report.waits.iter().for_each(|wait| self.parts.metrics.expert_wait_seconds.observe(wait.as_secs_f64()));
-                self.deliver(&shares, &report);
+                self.deliver(&shares, &report)?;
                 let seconds = started.elapsed().as_secs_f64();
                 self.times.observe(load, seconds);
                 self.parts.metrics.end_step(load, seconds);
             }
-            Err(error) => self.cut(&shares, &error, started),
+            Err(StepError::Routed(error)) => self.cut(&shares, &error, started),
+            Err(StepError::Device(error)) => return Err(error),
         }
+        Ok(())
     }
 
     /// Preempts and admits; the rows of each running sequence, and what they come to.
@@ -220,7 +226,7 @@ impl<T: Trunk> Engine<T> {
         (step, owners)
     }
 
-    fn compute(&mut self, rows: StepRows, now: Instant) -> Result<StepReport, Error> {
+    fn compute(&mut self, rows: StepRows, now: Instant) -> Result<StepReport, StepError> {
         let limit = self.parts.moe_retry_limit;
         let until = self.running.iter().map(|sequence| sequence.patience(now, limit)).min();
         self.parts.moe.run(&mut self.parts.trunk, rows, until)

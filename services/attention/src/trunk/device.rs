@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use conclave_kernels::{Device, MlaShape, RotaryTable, activation};
+use conclave_kernels::{Device, KernelError, Mla, MlaShape, RotaryTable};
 use conclave_model::{Checkpoint, ModelConfig, Progress, rotary};
 
-use super::attention::{Attention, AttentionBuffers, LayerAttention, resize};
+use super::attention::{AttentionBuffers, LayerAttention};
 use super::weights::trunk_bytes;
 use super::{LayerFfn, LayerWeights, MoeRows, Segment, StepRows, Trunk, TrunkShape, TrunkWeights};
 use crate::AttentionError;
@@ -24,23 +24,24 @@ pub struct DeviceTrunk<D: Device> {
     device: Arc<D>,
     shape: TrunkShape,
     eps: f32,
-    attention: Attention,
+    mla: Mla<D::Rotary>,
     weights: TrunkWeights<D>,
     cache: D::Cache,
-    step: Step,
-}
-
-/// The state of a step; `T` rows.
-#[derive(Debug, Default)]
-struct Step {
-    rows: StepRows,
+    batch: D::Batch,
     /// The layer that the last segment ended at.
     layer: usize,
-    x: Vec<f32>,      // [T, H], the residual stream
-    normed: Vec<f32>, // [T, H]
-    delta: Vec<f32>,  // [T, H], what a block adds to x
-    shared: Vec<f32>, // [T, H]
-    attention: AttentionBuffers,
+    buffers: Buffers<D::Buffer>,
+    attention: AttentionBuffers<D::Buffer>,
+}
+
+/// The state of a step on the device; `T` rows.
+#[derive(Debug, Default)]
+struct Buffers<B> {
+    x: B,      // [T, H], the residual stream
+    normed: B, // [T, H]
+    delta: B,  // [T, H], what a block adds to x
+    shared: B, // [T, H]
+    logits: B, // [T, E] at a gate, [R, vocab] in the end
 }
 
 impl<D: Device> DeviceTrunk<D> {
@@ -58,52 +59,61 @@ impl<D: Device> DeviceTrunk<D> {
         let cache_bytes = u64::from(size.blocks) * block_bytes(&*device, config);
         checkpoint.check_memory(trunk_bytes(checkpoint) + cache_bytes)?;
         let weights = TrunkWeights::load(&*device, checkpoint, progress)?;
-        let attention = attention(config, size.context_limit);
+        let mla = mla(&*device, config, size.context_limit).map_err(AttentionError::device("rotary table"))?;
         let cache = device
-            .new_cache(config.layers, size.blocks as usize, &attention.shape)
+            .new_cache(config.layers, size.blocks as usize, &mla.shape)
             .map_err(AttentionError::device("latent cache"))?;
-        let shape = shape(&*device, config, size);
-        Ok(Self { eps: config.rms_norm_eps, device, shape, attention, weights, cache, step: Step::default() })
+        Ok(Self {
+            eps: config.rms_norm_eps,
+            shape: shape(&*device, config, size),
+            device,
+            mla,
+            weights,
+            cache,
+            batch: D::Batch::default(),
+            layer: 0,
+            buffers: Buffers::default(),
+            attention: AttentionBuffers::default(),
+        })
     }
 
     /// Layers from `first` on, up to the next with routed experts or to the end.
-    fn segment(&mut self, first: usize) -> Segment {
+    fn segment(&mut self, first: usize) -> Result<Segment, KernelError> {
         for layer in first..self.weights.layers.len() {
             self.attention_block(layer);
-            if let Some(rows) = self.ffn_block(layer) {
-                self.step.layer = layer;
-                return Segment::Moe(rows);
+            if let Some(rows) = self.ffn_block(layer)? {
+                self.layer = layer;
+                return Ok(Segment::Moe(rows));
             }
         }
-        Segment::End
+        Ok(Segment::End)
     }
 
     /// x ← x + attention(norm(x))
     fn attention_block(&mut self, layer: usize) {
         let LayerWeights { attention_norm, attention: weights, .. } = &self.weights.layers[layer];
-        let Step { rows, x, normed, delta, attention: buffers, .. } = &mut self.step;
-        self.device.rms_norm(x, attention_norm, self.eps, normed);
-        let mut at = LayerAttention { device: &*self.device, cache: &mut self.cache, layer, weights, rows };
-        self.attention.run(&mut at, buffers, normed, delta);
-        add(x, delta);
+        let Self { device, mla, cache, batch, buffers: Buffers { x, normed, delta, .. }, .. } = self;
+        device.rms_norm(x, attention_norm, self.eps, normed);
+        LayerAttention { device: &**device, mla, cache, layer, weights, batch }.run(&mut self.attention, normed, delta);
+        device.add(x, delta);
     }
 
     /// Dense: x ← x + ffn(norm(x)). With routed experts: what they take.
-    fn ffn_block(&mut self, layer: usize) -> Option<MoeRows> {
+    fn ffn_block(&mut self, layer: usize) -> Result<Option<MoeRows>, KernelError> {
         let LayerWeights { ffn_norm, ffn, .. } = &self.weights.layers[layer];
-        let Step { rows, x, normed, delta, .. } = &mut self.step;
-        self.device.rms_norm(x, ffn_norm, self.eps, normed);
+        let Self { device, buffers: Buffers { x, normed, delta, logits: gate_logits, .. }, .. } = self;
+        device.rms_norm(x, ffn_norm, self.eps, normed);
         match ffn {
             LayerFfn::Dense(ffn) => {
-                self.device.ffn(normed, ffn, delta);
-                add(x, delta);
-                None
+                device.ffn(normed, ffn, delta);
+                device.add(x, delta);
+                Ok(None)
             }
             LayerFfn::Moe { gate, .. } => {
-                let mut logits = vec![0.0; rows.len() * self.shape.experts];
-                self.device.gate_logits(normed, gate, &mut logits);
-                let x = activation::encode(self.shape.activation, normed);
-                Some(MoeRows { layer: layer as u32, x, logits })
+                device.gate_logits(normed, gate, gate_logits);
+                let (x, mut logits) = (device.encode(normed)?, Vec::new());
+                device.read(gate_logits, &mut logits)?;
+                Ok(Some(MoeRows { layer: layer as u32, x, logits }))
             }
         }
     }
@@ -114,61 +124,41 @@ impl<D: Device> Trunk for DeviceTrunk<D> {
         &self.shape
     }
 
-    fn begin(&mut self, rows: StepRows) -> Segment {
-        self.step.fit(rows, self.shape.hidden);
-        self.device.embed(&self.weights.embed, &self.step.rows.tokens, &mut self.step.x);
+    fn begin(&mut self, rows: StepRows) -> Result<Segment, KernelError> {
+        self.device.load_batch(rows, &mut self.batch);
+        self.device.embed(&self.weights.embed, &self.batch, &mut self.buffers.x);
         self.segment(0)
     }
 
     fn shared_experts(&mut self) {
-        let Step { normed, shared, layer, .. } = &mut self.step;
-        match &self.weights.layers[*layer].ffn {
-            LayerFfn::Moe { shared: Some(ffn), .. } => self.device.ffn(normed, ffn, shared),
-            LayerFfn::Moe { shared: None, .. } | LayerFfn::Dense(_) => shared.fill(0.0),
+        if let LayerFfn::Moe { shared: Some(ffn), .. } = &self.weights.layers[self.layer].ffn {
+            self.device.ffn(&self.buffers.normed, ffn, &mut self.buffers.shared);
         }
     }
 
     /// x ← x + (shared + routed), and on.
-    fn resume(&mut self, routed: &[u8]) -> Segment {
-        let Step { x, delta, shared, layer, .. } = &mut self.step;
-        activation::decode_into(self.shape.activation, routed, delta);
-        for ((x, shared), routed) in x.iter_mut().zip(shared).zip(delta) {
-            *x += *shared + *routed;
+    fn resume(&mut self, routed: &[u8]) -> Result<Segment, KernelError> {
+        let Buffers { x, delta, shared, .. } = &mut self.buffers;
+        self.device.decode(routed, delta);
+        match &self.weights.layers[self.layer].ffn {
+            LayerFfn::Moe { shared: Some(_), .. } => self.device.add_two(x, shared, delta),
+            LayerFfn::Moe { shared: None, .. } | LayerFfn::Dense(_) => self.device.add(x, delta),
         }
-        let next = *layer + 1;
-        self.segment(next)
+        self.segment(self.layer + 1)
     }
 
-    fn logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) {
-        let (hidden, step) = (self.shape.hidden, &mut self.step);
-        resize(&mut step.normed, rows.len() * hidden);
-        step.delta.clear();
-        for row in rows {
-            let start = *row as usize * hidden;
-            step.delta.extend_from_slice(&step.x[start..start + hidden]);
-        }
-        self.device.rms_norm(&step.delta, &self.weights.norm, self.eps, &mut step.normed);
-        resize(logits, rows.len() * self.shape.vocab);
-        self.device.linear(&step.normed, &self.weights.lm_head, logits);
-    }
-}
-
-impl Step {
-    fn fit(&mut self, rows: StepRows, hidden: usize) {
-        for buffer in [&mut self.x, &mut self.normed, &mut self.delta, &mut self.shared] {
-            resize(buffer, rows.len() * hidden);
-        }
-        self.rows = rows;
+    fn logits(&mut self, rows: &[u32], values: &mut Vec<f32>) -> Result<(), KernelError> {
+        let Buffers { x, normed, delta, logits, .. } = &mut self.buffers;
+        self.device.gather(x, self.shape.hidden, rows, delta);
+        self.device.rms_norm(delta, &self.weights.norm, self.eps, normed);
+        self.device.linear(normed, &self.weights.lm_head, logits);
+        self.device.read(logits, values)
     }
 }
 
 /// Bytes of a cache block over all layers.
 pub(crate) fn block_bytes<D: Device>(device: &D, config: &ModelConfig) -> u64 {
     (config.layers * D::BLOCK * mla_shape(config).cached() * device.activation().size()) as u64
-}
-
-fn add(x: &mut [f32], delta: &[f32]) {
-    x.iter_mut().zip(delta).for_each(|(x, delta)| *x += delta);
 }
 
 fn mla_shape(config: &ModelConfig) -> MlaShape {
@@ -181,13 +171,10 @@ fn mla_shape(config: &ModelConfig) -> MlaShape {
     }
 }
 
-fn attention(config: &ModelConfig, context_limit: usize) -> Attention {
+fn mla<D: Device>(device: &D, config: &ModelConfig, context_limit: usize) -> Result<Mla<D::Rotary>, KernelError> {
     let rotary = rotary(config);
-    Attention {
-        shape: mla_shape(config),
-        rotary: RotaryTable::new(context_limit, &rotary.frequencies, rotary.factor),
-        softmax_scale: rotary.softmax_scale,
-    }
+    let table = RotaryTable::new(context_limit, &rotary.frequencies, rotary.factor);
+    Ok(Mla { shape: mla_shape(config), rotary: device.load_rotary(table)?, scale: rotary.softmax_scale })
 }
 
 fn shape<D: Device>(device: &D, config: &ModelConfig, size: TrunkSize) -> TrunkShape {

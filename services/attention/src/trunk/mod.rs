@@ -6,14 +6,13 @@
 
 mod attention;
 mod device;
-mod rows;
 mod weights;
 
-use conclave_kernels::Dtype;
+use conclave_kernels::{Dtype, KernelError};
 
+pub use conclave_kernels::{RowSpan, StepRows};
 pub(crate) use device::block_bytes;
 pub use device::{DeviceTrunk, TrunkSize};
-pub use rows::{RowSpan, StepRows};
 pub use weights::{AttentionWeights, LayerFfn, LayerWeights, QueryWeights, TrunkWeights};
 
 /// Sizes that the engine has to know.
@@ -58,16 +57,27 @@ pub struct MoeRows {
 }
 
 /// The segments of a model on some hardware. One step at a time; a step that is not finished may be given up.
+///
+/// An error means that the hardware has failed, for good.
 pub trait Trunk: Send + 'static {
     /// Sizes.
     fn shape(&self) -> &TrunkShape;
     /// Starts a step with its rows, at least one.
-    fn begin(&mut self, rows: StepRows) -> Segment;
+    ///
+    /// # Errors
+    /// When the hardware has failed.
+    fn begin(&mut self, rows: StepRows) -> Result<Segment, KernelError>;
     /// Computes the shared experts of the layer that the last segment ended at.
     fn shared_experts(&mut self);
     /// Goes on with `routed [T, H]`, the routed experts' output in the activation type, after
     /// [`Trunk::shared_experts`].
-    fn resume(&mut self, routed: &[u8]) -> Segment;
+    ///
+    /// # Errors
+    /// When the hardware has failed.
+    fn resume(&mut self, routed: &[u8]) -> Result<Segment, KernelError>;
     /// `logits [R, vocab]` of some rows of a step that has ended.
-    fn logits(&mut self, rows: &[u32], logits: &mut Vec<f32>);
+    ///
+    /// # Errors
+    /// When the hardware has failed.
+    fn logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), KernelError>;
 }

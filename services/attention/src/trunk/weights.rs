@@ -3,66 +3,62 @@
 use conclave_kernels::{Device, Ffn, Weight};
 use conclave_model::names::{self, FfnNames, LayerNames};
 use conclave_model::sizes::Part;
-use conclave_model::{Checkpoint, Loading, ModelConfig, ModelError, Progress};
+use conclave_model::{Checkpoint, Loading, ModelConfig, Progress};
 
 use crate::AttentionError;
 
 /// Everything but the routed experts.
-#[derive(Debug)]
 pub struct TrunkWeights<D: Device> {
     /// `[vocab, H]`
     pub embed: D::Table,
     /// In order.
-    pub layers: Vec<LayerWeights<D::Matrix>>,
+    pub layers: Vec<LayerWeights<D>>,
     /// Gain of the final norm `[H]`
-    pub norm: Vec<f32>,
+    pub norm: D::Buffer,
     /// `[vocab, H]`
     pub lm_head: D::Matrix,
 }
 
 /// One decoder layer.
-#[derive(Debug)]
-pub struct LayerWeights<M> {
+pub struct LayerWeights<D: Device> {
     /// Gain before attention `[H]`
-    pub attention_norm: Vec<f32>,
+    pub attention_norm: D::Buffer,
     /// Latent attention.
-    pub attention: AttentionWeights<M>,
+    pub attention: AttentionWeights<D>,
     /// Gain before the FFN `[H]`
-    pub ffn_norm: Vec<f32>,
+    pub ffn_norm: D::Buffer,
     /// Dense, or gate and shared experts.
-    pub ffn: LayerFfn<M>,
+    pub ffn: LayerFfn<D::Matrix>,
 }
 
 /// Multi-head latent attention; `n` heads.
-#[derive(Debug)]
-pub struct AttentionWeights<M> {
+pub struct AttentionWeights<D: Device> {
     /// Query projection.
-    pub query: QueryWeights<M>,
+    pub query: QueryWeights<D>,
     /// `[r + dr, H]`
-    pub kv_a: M,
+    pub kv_a: D::Matrix,
     /// Gain of the latent norm `[r]`
-    pub kv_norm: Vec<f32>,
+    pub kv_norm: D::Buffer,
     /// Per head `[r, dn]`: the transpose of what the checkpoint holds.
-    pub uk: Vec<M>,
+    pub uk: D::Heads,
     /// Per head `[dv, r]`
-    pub uv: Vec<M>,
+    pub uv: D::Heads,
     /// `[H, n · dv]`
-    pub out: M,
+    pub out: D::Matrix,
 }
 
 /// How queries are made.
-#[derive(Debug)]
-pub enum QueryWeights<M> {
+pub enum QueryWeights<D: Device> {
     /// `[n · (dn + dr), H]`
-    Direct(M),
+    Direct(D::Matrix),
     /// Through a latent of `rq` elements.
     LowRank {
         /// `[rq, H]`
-        a: M,
+        a: D::Matrix,
         /// `[rq]`
-        norm: Vec<f32>,
+        norm: D::Buffer,
         /// `[n · (dn + dr), rq]`
-        b: M,
+        b: D::Matrix,
     },
 }
 
@@ -116,16 +112,13 @@ fn in_order(checkpoint: &Checkpoint) -> Vec<String> {
     order
 }
 
-/// Per head `UKᵀ`, and per head `UV`.
-type KeysAndValues<M> = (Vec<M>, Vec<M>);
-
 struct Loader<'a, D> {
     device: &'a D,
     loading: Loading<'a>,
 }
 
 impl<D: Device> Loader<'_, D> {
-    fn layer(&mut self, layer: usize) -> Result<LayerWeights<D::Matrix>, AttentionError> {
+    fn layer(&mut self, layer: usize) -> Result<LayerWeights<D>, AttentionError> {
         let names = names::layer(layer);
         Ok(LayerWeights {
             attention_norm: self.vector(&names.input_norm())?,
@@ -135,7 +128,7 @@ impl<D: Device> Loader<'_, D> {
         })
     }
 
-    fn attention(&mut self, names: &LayerNames) -> Result<AttentionWeights<D::Matrix>, AttentionError> {
+    fn attention(&mut self, names: &LayerNames) -> Result<AttentionWeights<D>, AttentionError> {
         let query = match self.config().q_lora_rank {
             None => QueryWeights::Direct(self.matrix(&names.q_proj())?),
             Some(_) => QueryWeights::LowRank {
@@ -151,17 +144,19 @@ impl<D: Device> Loader<'_, D> {
     }
 
     /// `[n · (dn + dv), r]` → per head the key part, transposed, and the value part (MODEL §2, row layouts).
-    fn split_heads(&mut self, name: &str) -> Result<KeysAndValues<D::Matrix>, AttentionError> {
+    fn split_heads(&mut self, name: &str) -> Result<(D::Heads, D::Heads), AttentionError> {
         let (heads, nope, value) = (self.config().heads, self.config().qk_nope, self.config().v_head);
         let whole = self.loading.weight(name)?;
         let (mut uk, mut uv) = (Vec::with_capacity(heads), Vec::with_capacity(heads));
         for head in 0..heads {
             let first = head * (nope + value);
-            uk.push(self.load(name, Weight { transposed: true, ..rows_of(&whole, first, nope) })?);
-            uv.push(self.load(name, rows_of(&whole, first + nope, value))?);
+            uk.push(rows_of(&whole, first, nope).transpose());
+            uv.push(rows_of(&whole, first + nope, value));
         }
+        let load = |heads: &[Weight<'_>]| self.device.load_heads(heads).map_err(AttentionError::device(name));
+        let loaded = (load(&uk)?, load(&uv)?);
         self.loading.taken_over(name);
-        Ok((uk, uv))
+        Ok(loaded)
     }
 
     fn layer_ffn(&mut self, layer: usize, names: &LayerNames) -> Result<LayerFfn<D::Matrix>, AttentionError> {
@@ -183,7 +178,7 @@ impl<D: Device> Loader<'_, D> {
 
     fn matrix(&mut self, name: &str) -> Result<D::Matrix, AttentionError> {
         let weight = self.loading.weight(name)?;
-        let matrix = self.load(name, weight)?;
+        let matrix = self.device.load_matrix(weight).map_err(AttentionError::device(name))?;
         self.loading.taken_over(name);
         Ok(matrix)
     }
@@ -195,12 +190,8 @@ impl<D: Device> Loader<'_, D> {
         Ok(table)
     }
 
-    fn vector(&mut self, name: &str) -> Result<Vec<f32>, ModelError> {
-        self.loading.vector(name)
-    }
-
-    fn load(&self, name: &str, weight: Weight<'_>) -> Result<D::Matrix, AttentionError> {
-        self.device.load_matrix(weight).map_err(AttentionError::device(name))
+    fn vector(&mut self, name: &str) -> Result<D::Buffer, AttentionError> {
+        self.device.load_vector(self.loading.vector(name)?).map_err(AttentionError::device(name))
     }
 
     fn config(&self) -> &ModelConfig {

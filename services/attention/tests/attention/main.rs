@@ -2,5 +2,6 @@
 
 mod bits;
 mod common;
+mod device;
 mod grpc;
 mod service;

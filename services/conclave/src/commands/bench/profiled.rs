@@ -11,7 +11,7 @@ use std::{
 };
 
 use conclave_kernels::{
-    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, MlaShape, RotaryTable, SequenceRows, Weight,
+    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, RowSpan, StepRows, Weight,
 };
 
 use super::limits::Work;
@@ -90,9 +90,9 @@ impl Recorder {
         }
     }
 
-    /// Runs an operation. While notes are taken one runs at a time, so that the time of each is its own: the trunk's
+    /// Runs an operation; `note` says what it was, given its result. While notes are taken one runs at a time, so that the time of each is its own: the trunk's
     /// and the experts' would otherwise wait for each other's threads.
-    fn time<R>(&self, note: impl FnOnce() -> (Operation, Work), run: impl FnOnce() -> R) -> R {
+    fn time<R>(&self, note: impl FnOnce(&R) -> (Operation, Work), run: impl FnOnce() -> R) -> R {
         if !self.on.load(Ordering::Relaxed) {
             return run();
         }
@@ -101,7 +101,7 @@ impl Recorder {
         let result = run();
         let seconds = started.elapsed().as_secs_f64();
         if let Some(step) = steps.last_mut() {
-            let (operation, work) = note();
+            let (operation, work) = note(&result);
             let taken = step.operations.entry(operation).or_default();
             taken.calls += 1;
             taken.seconds += seconds;
@@ -152,8 +152,8 @@ impl<D: Device> Profiled<D> {
     }
 
     /// Rows of `x [T, in]`.
-    fn rows(&self, x: &[f32], matrix: &D::Matrix) -> usize {
-        x.len() / self.device.matrix_shape(matrix).1.max(1)
+    fn rows(&self, x: &D::Buffer, matrix: &D::Matrix) -> usize {
+        self.device.length(x) / self.device.matrix_shape(matrix).1.max(1)
     }
 
     fn grouped(&self, experts: &[ExpertRows<'_, D::Matrix>]) -> (Operation, Work) {
@@ -167,18 +167,56 @@ impl<D: Device> Profiled<D> {
         (operation, work)
     }
 
-    /// Each sequence's latents once; every pair of a row and a position that is not after it.
-    fn attention(&self, sequences: &[SequenceRows<'_>], q: &[f32], out: &[f32]) -> (Operation, Work) {
-        let (mut all, mut positions, mut pairs) = (0, 0, 0);
-        for SequenceRows { rows, first_position, .. } in sequences {
-            all += rows;
-            positions += first_position + rows;
-            pairs += rows * first_position + rows * (rows + 1) / 2;
+    /// Each sequence's latents once; for every pair of a row and a position that is not after it, each head's query for the
+    /// score and its output for the sum.
+    fn attention(&self, shape: &MlaShape, rows: &Rows) -> (Operation, Work) {
+        let bytes = rows.positions * self.position_bytes.load(Ordering::Relaxed);
+        let of_pair = shape.heads * (shape.cached() + shape.latent);
+        (plain("mla_attention"), Work { bytes: bytes as f64, flops: 2.0 * (rows.pairs * of_pair) as f64 })
+    }
+}
+
+/// What is noted of a step's rows.
+#[derive(Debug, Default)]
+struct Rows {
+    count: usize,
+    /// Positions that any row attends to.
+    positions: usize,
+    /// Pairs of a row and a position that it attends to.
+    pairs: usize,
+}
+
+impl Rows {
+    fn of(rows: &StepRows) -> Self {
+        let mut all = Self { count: rows.len(), ..Self::default() };
+        for RowSpan { rows, first_position, .. } in &rows.spans {
+            all.positions += first_position + rows;
+            all.pairs += rows * first_position + rows * (rows + 1) / 2;
         }
-        // A pair costs each head its query's elements for the score and its output's for the sum.
-        let of_pair = (q.len() + out.len()) / all.max(1);
-        let bytes = positions * self.position_bytes.load(Ordering::Relaxed);
-        (plain("mla_attention"), Work { bytes: bytes as f64, flops: 2.0 * (pairs * of_pair) as f64 })
+        all
+    }
+}
+
+/// The rows of a step on the device, with a note of them.
+#[derive(Default)]
+pub struct NotedBatch<B> {
+    rows: Rows,
+    batch: B,
+}
+
+/// The matrices of some heads, with a note of them.
+pub struct NotedHeads<H> {
+    shape: (usize, usize),
+    count: usize,
+    heads: H,
+}
+
+impl<H> NotedHeads<H> {
+    /// `rows` rows through all of them.
+    fn product(&self, name: &'static str, rows: usize, element: usize) -> (Operation, Work) {
+        let elements = self.count * self.shape.0 * self.shape.1;
+        let work = Work { bytes: (elements * element) as f64, flops: 2.0 * (rows * elements) as f64 };
+        (Operation { name, shape: Some(self.shape) }, work)
     }
 }
 
@@ -189,8 +227,12 @@ fn plain(name: &'static str) -> Operation {
 
 impl<D: Device> Device for Profiled<D> {
     type Matrix = D::Matrix;
+    type Heads = NotedHeads<D::Heads>;
     type Table = D::Table;
+    type Rotary = D::Rotary;
     type Cache = D::Cache;
+    type Buffer = D::Buffer;
+    type Batch = NotedBatch<D::Batch>;
 
     const BLOCK: usize = D::BLOCK;
     const SPLIT: usize = D::SPLIT;
@@ -207,8 +249,26 @@ impl<D: Device> Device for Profiled<D> {
         self.device.load_matrix(weight)
     }
 
+    fn load_heads(&self, heads: &[Weight<'_>]) -> Result<Self::Heads, KernelError> {
+        let shape = heads.first().map_or((0, 0), Weight::shape);
+        Ok(NotedHeads { shape, count: heads.len(), heads: self.device.load_heads(heads)? })
+    }
+
     fn load_table(&self, weight: Weight<'_>) -> Result<D::Table, KernelError> {
         self.device.load_table(weight)
+    }
+
+    fn load_vector(&self, values: Vec<f32>) -> Result<D::Buffer, KernelError> {
+        self.device.load_vector(values)
+    }
+
+    fn load_rotary(&self, table: RotaryTable) -> Result<D::Rotary, KernelError> {
+        self.device.load_rotary(table)
+    }
+
+    fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<D::Cache, KernelError> {
+        self.position_bytes.store(shape.cached() * self.activation().size(), Ordering::Relaxed);
+        self.device.new_cache(layers, blocks, shape)
     }
 
     fn matrix_bytes(&self, matrix: &D::Matrix) -> usize {
@@ -219,79 +279,117 @@ impl<D: Device> Device for Profiled<D> {
         self.device.matrix_shape(matrix)
     }
 
-    fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<D::Cache, KernelError> {
-        self.position_bytes.store(shape.cached() * self.activation().size(), Ordering::Relaxed);
-        self.device.new_cache(layers, blocks, shape)
+    fn length(&self, buffer: &D::Buffer) -> usize {
+        self.device.length(buffer)
     }
 
-    fn embed(&self, table: &D::Table, tokens: &[u32], out: &mut [f32]) {
-        self.recorder.begin(tokens.len());
-        let bytes = (out.len() * self.activation().size()) as f64;
-        let note = || (plain("embed"), Work { bytes, flops: 0.0 });
-        self.recorder.time(note, || self.device.embed(table, tokens, out));
+    fn load_batch(&self, rows: StepRows, batch: &mut Self::Batch) {
+        self.recorder.begin(rows.len());
+        batch.rows = Rows::of(&rows);
+        self.device.load_batch(rows, &mut batch.batch);
     }
 
-    fn rms_norm(&self, x: &[f32], gain: &[f32], eps: f32, out: &mut [f32]) {
-        let note = || (plain("rms_norm"), Work::default());
+    fn read(&self, x: &mut D::Buffer, values: &mut Vec<f32>) -> Result<(), KernelError> {
+        self.device.read(x, values)
+    }
+
+    fn encode(&self, x: &D::Buffer) -> Result<Vec<u8>, KernelError> {
+        self.device.encode(x)
+    }
+
+    fn decode(&self, x: &[u8], out: &mut D::Buffer) {
+        self.device.decode(x, out);
+    }
+
+    fn gather(&self, x: &D::Buffer, width: usize, rows: &[u32], out: &mut D::Buffer) {
+        self.device.gather(x, width, rows, out);
+    }
+
+    fn add(&self, x: &mut D::Buffer, delta: &D::Buffer) {
+        self.device.add(x, delta);
+    }
+
+    fn add_two(&self, x: &mut D::Buffer, a: &D::Buffer, b: &D::Buffer) {
+        self.device.add_two(x, a, b);
+    }
+
+    fn embed(&self, table: &D::Table, batch: &Self::Batch, out: &mut D::Buffer) {
+        let embed = || {
+            self.device.embed(table, &batch.batch, out);
+            (self.device.length(out) * self.activation().size()) as f64
+        };
+        self.recorder.time(|bytes| (plain("embed"), Work { bytes: *bytes, flops: 0.0 }), embed);
+    }
+
+    fn rms_norm(&self, x: &D::Buffer, gain: &D::Buffer, eps: f32, out: &mut D::Buffer) {
+        let note = |_: &_| (plain("rms_norm"), Work::default());
         self.recorder.time(note, || self.device.rms_norm(x, gain, eps, out));
     }
 
-    fn linear(&self, x: &[f32], w: &D::Matrix, y: &mut [f32]) {
-        let note = || self.product("linear", self.rows(x, w), [w]);
+    fn linear(&self, x: &D::Buffer, w: &D::Matrix, y: &mut D::Buffer) {
+        let note = |_: &_| self.product("linear", self.rows(x, w), [w]);
         self.recorder.time(note, || self.device.linear(x, w, y));
     }
 
-    fn gate_logits(&self, x: &[f32], w: &D::Matrix, y: &mut [f32]) {
-        let note = || self.product("gate_logits", self.rows(x, w), [w]);
+    fn gate_logits(&self, x: &D::Buffer, w: &D::Matrix, y: &mut D::Buffer) {
+        let note = |_: &_| self.product("gate_logits", self.rows(x, w), [w]);
         self.recorder.time(note, || self.device.gate_logits(x, w, y));
     }
 
-    fn ffn(&self, x: &[f32], ffn: &Ffn<D::Matrix>, y: &mut [f32]) {
-        let note = || self.product("ffn", self.rows(x, &ffn.gate), [&ffn.gate, &ffn.up, &ffn.down]);
+    fn ffn(&self, x: &D::Buffer, ffn: &Ffn<D::Matrix>, y: &mut D::Buffer) {
+        let note = |_: &_| self.product("ffn", self.rows(x, &ffn.gate), [&ffn.gate, &ffn.up, &ffn.down]);
         self.recorder.time(note, || self.device.ffn(x, ffn, y));
     }
 
-    fn grouped_ffn(&self, x: &[f32], experts: &[ExpertRows<'_, D::Matrix>], out: &mut [f32]) {
-        self.recorder.time(|| self.grouped(experts), || self.device.grouped_ffn(x, experts, out));
+    fn grouped_ffn(
+        &self,
+        x: &[&[u8]],
+        experts: &[ExpertRows<'_, D::Matrix>],
+        sums: &mut [f32],
+    ) -> Result<(), KernelError> {
+        self.recorder.time(|_| self.grouped(experts), || self.device.grouped_ffn(x, experts, sums))
     }
 
     fn mla_queries(
         &self,
-        shape: &MlaShape,
-        q: &[f32],
-        uk: &[D::Matrix],
-        rotary: &RotaryTable,
-        positions: &[u32],
-        out: &mut [f32],
+        mla: &Mla<D::Rotary>,
+        batch: &Self::Batch,
+        q: &D::Buffer,
+        uk: &Self::Heads,
+        out: &mut D::Buffer,
     ) {
-        let note = || self.product("mla_queries", positions.len(), uk);
-        self.recorder.time(note, || self.device.mla_queries(shape, q, uk, rotary, positions, out));
+        let note = |_: &_| uk.product("mla_queries", batch.rows.count, self.activation().size());
+        self.recorder.time(note, || self.device.mla_queries(mla, &batch.batch, q, &uk.heads, out));
     }
 
-    fn write_latents(&self, cache: &mut D::Cache, layer: usize, write: &LatentWrite<'_>) {
-        let bytes = (write.positions.len() * self.position_bytes.load(Ordering::Relaxed)) as f64;
-        let note = || (plain("write_latents"), Work { bytes, flops: 0.0 });
-        self.recorder.time(note, || self.device.write_latents(cache, layer, write));
+    fn write_latents(
+        &self,
+        mla: &Mla<D::Rotary>,
+        batch: &Self::Batch,
+        write: &LatentWrite<'_, D::Buffer>,
+        cache: &mut D::Cache,
+    ) {
+        let bytes = (batch.rows.count * self.position_bytes.load(Ordering::Relaxed)) as f64;
+        let note = |_: &_| (plain("write_latents"), Work { bytes, flops: 0.0 });
+        self.recorder.time(note, || self.device.write_latents(mla, &batch.batch, write, cache));
     }
 
     fn mla_attention(
         &self,
-        cache: &D::Cache,
-        layer: usize,
-        q: &[f32],
-        sequences: &[SequenceRows<'_>],
-        scale: f32,
-        out: &mut [f32],
+        mla: &Mla<D::Rotary>,
+        batch: &Self::Batch,
+        cache: (&D::Cache, usize),
+        q: &D::Buffer,
+        out: &mut D::Buffer,
     ) {
-        let (operation, work) = self.attention(sequences, q, out);
-        let note = || (operation, work);
-        self.recorder.time(note, || self.device.mla_attention(cache, layer, q, sequences, scale, out));
+        let note = |_: &_| self.attention(&mla.shape, &batch.rows);
+        self.recorder.time(note, || self.device.mla_attention(mla, &batch.batch, cache, q, out));
     }
 
-    fn mla_values(&self, shape: &MlaShape, o_lat: &[f32], uv: &[D::Matrix], out: &mut [f32]) {
-        let rows = out.len() / (shape.heads * shape.value).max(1);
-        let note = || self.product("mla_values", rows, uv);
-        self.recorder.time(note, || self.device.mla_values(shape, o_lat, uv, out));
+    fn mla_values(&self, mla: &Mla<D::Rotary>, o_lat: &D::Buffer, uv: &Self::Heads, out: &mut D::Buffer) {
+        let rows = self.device.length(o_lat) / (mla.shape.heads * mla.shape.latent).max(1);
+        let note = |_: &_| uv.product("mla_values", rows, self.activation().size());
+        self.recorder.time(note, || self.device.mla_values(mla, o_lat, &uv.heads, out));
     }
 }
 
@@ -312,29 +410,41 @@ mod tests {
         device.load_matrix(Weight::new(Dtype::F32, &bytes, outputs, inputs).unwrap()).unwrap()
     }
 
+    /// Rows of one sequence.
+    fn span(rows: usize, first_position: usize) -> StepRows {
+        let mut step = StepRows::default();
+        step.push(&vec![1; rows], first_position, &[0], 64);
+        step
+    }
+
     /// Begins a step, as the engine does.
     fn embed<D: Device>(device: &D, rows: usize) {
         let table = device.load_table(Weight::new(Dtype::F32, &[0; 32], 2, 4).unwrap()).unwrap();
-        device.embed(&table, &vec![1; rows], &mut vec![0.0; rows * 4]);
+        let mut batch = D::Batch::default();
+        device.load_batch(span(rows, 0), &mut batch);
+        device.embed(&table, &batch, &mut D::Buffer::default());
     }
 
     #[test]
     fn operations_are_noted_step_by_step_when_asked_for() {
         let (device, recorder) = device();
         let w = matrix(&device, 32, 32);
-        device.linear(&[1.0; 64], &w, &mut [0.0; 64]);
+        let linear = |rows: usize| device.linear(&vec![1.0; rows * 32], &w, &mut Vec::new());
+        linear(2);
         recorder.start();
         embed(&device, 2);
-        device.linear(&[1.0; 64], &w, &mut [0.0; 64]);
-        device.linear(&[1.0; 32], &w, &mut [0.0; 32]);
+        linear(2);
+        linear(1);
         embed(&device, 1);
         let steps = recorder.stop();
-        device.linear(&[1.0; 32], &w, &mut [0.0; 32]);
+        linear(1);
         assert!(recorder.stop().is_empty());
 
         assert_eq!(steps.iter().map(|step| step.rows).collect::<Vec<_>>(), [2, 1]);
         let names: Vec<String> = steps[0].operations.keys().map(Operation::to_string).collect();
         assert_eq!((names, steps[1].operations.len()), (vec!["embed".into(), "linear 32x32".into()], 1));
+        let (_, embedded) = steps[0].operations.first_key_value().unwrap();
+        assert_eq!(embedded.work, Work { bytes: 2.0 * 4.0 * 4.0, flops: 0.0 });
         let (_, linear) = steps[0].operations.last_key_value().unwrap();
         assert_eq!(linear.calls, 2);
         assert_eq!(linear.work, Work { bytes: 2.0 * 32.0 * 32.0 * 4.0, flops: 2.0 * 3.0 * 32.0 * 32.0 });
@@ -358,9 +468,9 @@ mod tests {
         let (device, _) = device();
         let shape = MlaShape { heads: 2, nope: 4, rope: 2, value: 4, latent: 8 };
         device.new_cache(1, 1, &shape).unwrap();
-        let sequence = |rows, first_position| SequenceRows { first_row: 0, rows, first_position, blocks: &[0] };
-        let (q, out) = (vec![0.0; 4 * 2 * 10], vec![0.0; 4 * 2 * 8]);
-        let (_, work) = device.attention(&[sequence(1, 9), sequence(3, 4)], &q, &out);
+        let mut rows = span(1, 9);
+        rows.push(&[1; 3], 4, &[0], 64);
+        let (_, work) = device.attention(&shape, &Rows::of(&rows));
         let pairs = 10.0 + (5.0 + 6.0 + 7.0);
         assert_eq!(work, Work { bytes: (10.0 + 7.0) * 10.0 * 4.0, flops: pairs * 2.0 * 2.0 * (10.0 + 8.0) });
     }

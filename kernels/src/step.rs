@@ -1,7 +1,5 @@
 //! The rows of a step.
 
-use conclave_kernels::SequenceRows;
-
 /// The rows of one sequence in a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowSpan {
@@ -51,17 +49,6 @@ impl StepRows {
     /// Whether there is nothing to compute.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
-    }
-
-    /// As the device takes them.
-    pub(crate) fn sequences<'a>(&'a self) -> Vec<SequenceRows<'a>> {
-        let sequence = |span: &'a RowSpan| SequenceRows {
-            first_row: span.first_row,
-            rows: span.rows,
-            first_position: span.first_position,
-            blocks: &span.blocks,
-        };
-        self.spans.iter().map(sequence).collect()
     }
 }
 
