@@ -1,0 +1,11 @@
+//! CUDA: kernels in `cuda/`, run by a [`Driver`]: on a GPU, or on the shim, which runs the very same code on the processor.
+#![allow(unsafe_code)]
+
+mod driver;
+pub mod plain;
+#[cfg(feature = "cuda-shim")]
+mod shim;
+
+pub use driver::{Arg, CudaError, Driver, Launch};
+#[cfg(feature = "cuda-shim")]
+pub use shim::{Shim, ShimMemory};

@@ -1,0 +1,61 @@
+//! Launches of the plain kernels: those of `cuda/*.cu`, for any sizes. One struct a kernel, under its name; the fields are
+//! its arguments in order. Where nothing is to be done, nothing is launched.
+
+mod elementwise;
+mod linear;
+
+pub use elementwise::{Add, AddTwo, DecodeBf16, RoundBf16, Swiglu};
+pub use linear::{Linear, LinearF32};
+
+use super::{Arg, CudaError, Driver, Launch};
+
+/// Memory of the device: what [`Driver::address`] gives, plus an offset in bytes.
+pub type Address = u64;
+
+/// How many threads run a kernel.
+struct Shape {
+    grid: [u32; 3],
+    block: u32,
+    shared: u32,
+}
+
+impl Shape {
+    fn new(grid: [u32; 3], block: u32) -> Self {
+        Self { grid, block, shared: 0 }
+    }
+
+    /// With dynamic shared memory for so many f32 values.
+    fn with_floats(self, floats: u32) -> Self {
+        Self { shared: floats * 4, ..self }
+    }
+}
+
+fn queue<D: Driver>(driver: &D, kernel: &str, shape: &Shape, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
+    if shape.grid.contains(&0) {
+        return Ok(());
+    }
+    driver.launch(&Launch { kernel, grid: shape.grid, block: [shape.block, 1, 1], shared: shape.shared, arguments })
+}
+
+/// A kernel's arguments as a struct, and its launch: `$shape` says on how many threads.
+macro_rules! kernel {
+    ($(#[$about:meta])* $name:ident($kernel:literal) { $($(#[$shape_of:meta])* $field:ident: $type:ty,)* } $shape:expr) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy)]
+        pub struct $name {
+            $($(#[$shape_of])* pub $field: $type,)*
+        }
+
+        impl $name {
+            /// Queues it.
+            ///
+            /// # Errors
+            /// As [`Driver::launch`].
+            pub fn launch<D: $crate::cuda::Driver>(&self, driver: &D) -> Result<(), $crate::cuda::CudaError> {
+                let shape: fn(&Self) -> super::Shape = $shape;
+                super::queue(driver, $kernel, &shape(self), &[$($crate::cuda::Arg::from(self.$field)),*])
+            }
+        }
+    };
+}
+use kernel;
