@@ -210,7 +210,7 @@ __device__ __forceinline__ void store_gated(
     for (u32 i = 0; i < S::TOKENS / 2; i += i % 2 == 0 ? 1 : 3) {
         u32 token = fragment_token(i);
         float gate = d[i], up = d[i + 2];
-        float value = gate / (1.0f + power_of_two(gate * -1.44269504f)) * up;
+        float value = gate * reciprocal(1.0f + power_of_two(gate * -1.44269504f)) * up;
         if (token < tile.rows && output < grouped.outputs) {
             y[u64(tile.row + token) * grouped.outputs + output] = static_cast<u16>(pack_bf16(value, 0.0f));
         }

@@ -318,5 +318,6 @@ inline uint16_t pack_e4m3(float low, float high) {
 }
 
 inline float power_of_two(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 
 }  // namespace conclave::sm90

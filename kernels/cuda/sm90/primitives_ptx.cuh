@@ -138,4 +138,11 @@ __device__ __forceinline__ float power_of_two(float x) {
     return y;
 }
 
+/// 1 / x, within 1 ulp; 0 for infinity.
+__device__ __forceinline__ float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 }  // namespace conclave::sm90

@@ -1,0 +1,119 @@
+//! Grouped products in FP8: weights with a scale for each 128 x 128 block, activations with one for each token and 128 elements.
+
+use conclave_kernels::cuda::{Arg, Driver, Launch};
+
+use crate::{
+    grouped::Case,
+    maps::Map,
+    support::{Numbers, assert_close, run},
+};
+
+/// Tokens a tile, threads and dynamic shared memory.
+const KERNELS: [(u32, u32, u32); 3] = [(16, 256, 87_172), (64, 256, 104_036), (128, 384, 203_876)];
+
+/// The value of an e4m3 byte that is not NaN.
+fn value(byte: u8) -> f64 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f64::from(byte & 7));
+    let magnitude = if exponent == 0 { mantissa / 512.0 } else { (1.0 + mantissa / 8.0) * 2f64.powi(exponent - 7) };
+    if byte > 127 { -magnitude } else { magnitude }
+}
+
+/// Bytes of magnitude up to 4 or so.
+fn bytes(numbers: &mut Numbers, length: usize) -> Vec<u8> {
+    (0..length).map(|_| (numbers.below(2) << 7 | numbers.below(73)) as u8).collect()
+}
+
+struct Operands {
+    /// `[P, inner]`, and scales `[blocks, pitch]`
+    x: Vec<u8>,
+    x_scales: Vec<f32>,
+    pitch: usize,
+    /// Each group's `[outputs, inner]`, twice where gated, and scales `[blocks of outputs, blocks]`, twice likewise
+    weights: Vec<Vec<u8>>,
+    scales: Vec<Vec<f32>>,
+}
+
+impl Operands {
+    fn new(case: &Case<'_>, copies: usize) -> Self {
+        let mut numbers = Numbers::new(case.inner as u64 + 1);
+        let (blocks, pitch) = (case.inner.div_ceil(128), case.total().next_multiple_of(4));
+        let of = case.outputs.div_ceil(128) * blocks * copies;
+        let mut scales = |length| numbers.vector(length, 0.01).into_iter().map(f32::abs).collect::<Vec<f32>>();
+        let (x_scales, block_scales) = (scales(blocks * pitch), case.rows.iter().map(|_| scales(of)).collect());
+        let weights = case.rows.iter().map(|_| bytes(&mut numbers, case.outputs * copies * case.inner)).collect();
+        Self { x: bytes(&mut numbers, case.total() * case.inner), x_scales, pitch, weights, scales: block_scales }
+    }
+
+    /// Output `output` of gate (`copy` 0) or up (1) for one row.
+    fn dot(&self, case: &Case<'_>, (group, row): (usize, usize), copy: usize, output: usize) -> f64 {
+        let blocks = case.inner.div_ceil(128);
+        let block = copy * case.outputs.div_ceil(128) + output / 128;
+        let at = (copy * case.outputs + output) * case.inner;
+        let term = |k: usize| {
+            let scale = self.x_scales[k / 128 * self.pitch + row] * self.scales[group][block * blocks + k / 128];
+            value(self.x[row * case.inner + k]) * value(self.weights[group][at + k]) * f64::from(scale)
+        };
+        (0..case.inner).map(term).sum()
+    }
+
+    fn expected(&self, case: &Case<'_>, copies: usize) -> Vec<f64> {
+        let groups = case.rows.iter().enumerate().flat_map(|(group, rows)| vec![group; *rows as usize]);
+        let rows: Vec<(usize, usize)> = groups.enumerate().map(|(row, group)| (group, row)).collect();
+        let value = |row, output| {
+            let first = self.dot(case, row, 0, output);
+            if copies == 1 { first } else { first / (1.0 + (-first).exp()) * self.dot(case, row, 1, output) }
+        };
+        rows.into_iter().flat_map(|row| (0..case.outputs).map(move |output| value(row, output))).collect()
+    }
+}
+
+fn multiply(
+    (tokens, threads, shared): (u32, u32, u32),
+    case: &Case<'_>,
+    operands: &Operands,
+    copies: usize,
+) -> Vec<f32> {
+    let (total, shape, gated) = (case.total(), (case.outputs, case.inner), copies == 2);
+    let (name, length) = (if gated { "gated" } else { "linear" }, total * case.outputs);
+    let kernel = format!("sm90_grouped_{name}_fp8_{tokens}");
+    run(|rig| {
+        let (x, x_scales) = (rig.upload(&operands.x), rig.upload(&operands.x_scales));
+        let weights: Vec<_> = operands.weights.iter().map(|weights| rig.upload(weights)).collect();
+        let scales: Vec<_> = operands.scales.iter().map(|scales| rig.upload(scales)).collect();
+        let map = |at| if gated { Map::gated(at, 1, shape) } else { Map::rows(at, 1, shape, 64) };
+        let maps: Vec<_> = weights.iter().map(|weights| map(rig.at(weights)).upload(rig)).collect();
+        let weights_at = rig.upload(&maps.iter().map(|map| rig.at(map)).collect::<Vec<u64>>());
+        let scales_at = rig.upload(&scales.iter().map(|scales| rig.at(scales)).collect::<Vec<u64>>());
+        let x_map = Map::rows(rig.at(&x), 1, (total, case.inner), 16).upload(rig);
+        let blocks = case.inner.div_ceil(128);
+        let scales_map = Map::scales(rig.at(&x_scales), (blocks, total, operands.pitch)).upload(rig);
+        let offsets = rig.upload(&case.offsets());
+        let out = if gated { rig.poisoned::<u16>(length) } else { rig.poisoned::<f32>(length) };
+        let sizes = [case.rows.len(), case.inner, case.outputs].map(|size| Arg::U32(size as u32));
+        let at = [&x_map, &scales_map, &weights_at, &scales_at, &offsets].map(|memory| rig.at(memory));
+        let addresses = [&at[..], &[at[4] + 4, rig.at(&out)]].concat();
+        let addresses: Vec<_> = addresses.into_iter().map(Arg::Address).collect();
+        let (block, arguments) = ([threads, 1, 1], [&addresses[..], &sizes].concat());
+        rig.shim.launch(&Launch { kernel: &kernel, grid: [3, 1, 1], block, shared, arguments: &arguments })?;
+        Ok(if gated { rig.download_bf16(&out, length) } else { rig.download(&out, length) })
+    })
+}
+
+#[test]
+fn scaled_products_are_near_their_definition() {
+    let cases = [
+        Case { rows: &[0, 3, 17, 1, 40], inner: 272, outputs: 72 },
+        Case { rows: &[130, 0, 33], inner: 128, outputs: 200 },
+    ];
+    for case in cases {
+        for copies in [1, 2] {
+            let operands = Operands::new(&case, copies);
+            let expected = operands.expected(&case, copies);
+            for kernel in KERNELS {
+                let limit = if copies == 1 { 2e-6 } else { 1.0 / 256.0 + 1e-5 };
+                let found = multiply(kernel, &case, &operands, copies);
+                assert_close(&found, &expected, limit, &format!("{kernel:?} {} x {copies}", case.inner));
+            }
+        }
+    }
+}
