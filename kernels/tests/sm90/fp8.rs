@@ -5,7 +5,7 @@ use conclave_kernels::cuda::{Arg, Driver, Launch};
 use crate::{
     grouped::Case,
     maps::Map,
-    support::{Numbers, assert_close, run},
+    support::{Numbers, Rig, assert_close, run},
 };
 
 /// Tokens a tile, threads and dynamic shared memory.
@@ -115,5 +115,32 @@ fn scaled_products_are_near_their_definition() {
                 assert_close(&found, &expected, limit, &format!("{kernel:?} {} x {copies}", case.inner));
             }
         }
+    }
+}
+
+#[test]
+fn activations_are_rounded_to_the_nearest_of_their_scale() {
+    let (rows, inner, pitch) = (5, 200, 8);
+    let mut x = Numbers::new(6).rounded(rows * inner, 30.0);
+    x[inner..2 * inner].fill(0.0);
+    let blocks = usize::div_ceil(inner, 128);
+    let quantized = |rig: &Rig| {
+        let (x, out) = (rig.upload_bf16(&x), rig.poisoned::<u8>(rows * inner));
+        let scales = rig.poisoned::<f32>(blocks * pitch);
+        let mut arguments = [&x, &out, &scales].map(|memory| Arg::Address(rig.at(memory))).to_vec();
+        arguments.extend([rows, inner, pitch].map(|size| Arg::U32(size as u32)));
+        let (kernel, grid) = ("sm90_quantize", [(rows * blocks).div_ceil(8) as u32, 1, 1]);
+        rig.shim.launch(&Launch { kernel, grid, block: [256, 1, 1], shared: 0, arguments: &arguments })?;
+        let (out, scales) = (rig.download::<u8>(&out, rows * inner), rig.download::<f32>(&scales, blocks * pitch));
+        Ok([out, bytemuck::cast_slice(&scales).to_vec()].concat())
+    };
+    let found = run(quantized);
+    let (out, scales) = found.split_at(rows * inner);
+    for (at, (x, byte)) in x.iter().zip(out).enumerate() {
+        let (row, block) = (at / inner, at % inner / 128);
+        let scale: f32 = bytemuck::pod_read_unaligned(&scales[(block * pitch + row) * 4..][..4]);
+        let back = value(*byte) * f64::from(scale);
+        let limit = f64::from(x.abs()) / 16.0 + f64::from(scale) / 1024.0;
+        assert!((back - f64::from(*x)).abs() <= limit + 1e-9, "at {at}: {back} for {x}");
     }
 }
