@@ -92,6 +92,12 @@ inline void land_a_load() {
     load();
 }
 
+/// Now and then keeps a thread back for long, so that the others run ahead of it as far as barriers let them.
+inline void linger() {
+    if (shim::random(256) != 0) return;
+    for (uint32_t turns = shim::random(400); turns > 0; --turns) shim::yield();
+}
+
 /// A product begun by one thread: the registers as they were, and what is to be added to them.
 struct Pending {
     uint32_t group;
@@ -208,6 +214,7 @@ inline void barrier_wait(Barrier* barrier, uint32_t parity) {
         plain::land_a_load();
         shim::yield();
     }
+    plain::linger();
 }
 
 // === Tile loads ===
@@ -238,6 +245,7 @@ inline void product_commit() { ++plain::products().group; }
 
 template <int PENDING>
 void product_wait() {
+    plain::linger();
     plain::Products& mine = plain::products();
     plain::finish(mine, mine.group - std::min<uint32_t>(mine.group, shim::random(2) ? 0 : PENDING));
     __syncwarp();
