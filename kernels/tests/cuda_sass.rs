@@ -117,7 +117,7 @@ impl Code {
     }
 }
 
-/// Compiles all kernels; spills are errors.
+/// Compiles all kernels as `build/nvcc.rs` does; spills are errors.
 fn compile(tools: &Path) -> Code {
     let mut code = Code::default();
     for name in ["sm90_grouped_linear", "sm90_grouped_linear_fp8", "sm90_mla_splits"] {
@@ -125,7 +125,7 @@ fn compile(tools: &Path) -> Code {
         let cubin = format!("{}/{name}.cubin", env!("CARGO_TARGET_TMPDIR"));
         let target = "-gencode=arch=compute_90a,code=sm_90a";
         let strict = "-Xptxas=-Werror,-warn-spills";
-        output(tools, "nvcc", &["-std=c++17", target, "-cubin", strict, "-o", &cubin, &source]);
+        output(tools, "nvcc", &["-std=c++17", "-O3", "--fmad=false", target, "-cubin", strict, "-o", &cubin, &source]);
         code.read(
             &output(tools, "cuobjdump", &["-sass", &cubin]),
             &output(tools, "cuobjdump", &["-res-usage", &cubin]),

@@ -29,7 +29,7 @@ struct Barrier {
 };
 
 /// A tensor map in device memory, written by the host; kernels take its address.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     uint64_t words[16];
 };
 

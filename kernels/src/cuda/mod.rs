@@ -2,10 +2,14 @@
 #![allow(unsafe_code)]
 
 mod driver;
+#[cfg(feature = "cuda")]
+mod gpu;
 pub mod plain;
 #[cfg(feature = "cuda-shim")]
 mod shim;
 
 pub use driver::{Arg, CudaError, Driver, Launch};
+#[cfg(feature = "cuda")]
+pub use gpu::{Gpu, GpuMemory, GpuOptions};
 #[cfg(feature = "cuda-shim")]
 pub use shim::{Shim, ShimMemory};

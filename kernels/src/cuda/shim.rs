@@ -9,13 +9,6 @@ use std::{
 
 use super::{CudaError, Driver, Launch};
 
-/// Bytes before and after each buffer that nobody may write.
-const GUARD: usize = 256;
-/// What they hold.
-const GUARDED: u8 = 0xa5;
-/// What fresh memory holds: NaN in every type of number.
-const POISON: u8 = 0xff;
-
 /// Runs kernels on fibres. Blocks, warps and lanes take turns as the seed decides.
 #[derive(Debug, Default)]
 pub struct Shim {
@@ -34,7 +27,7 @@ impl Shim {
     }
 }
 
-/// Memory of the shim: between two guards that are looked at when it is freed.
+/// Memory of the shim: NaN at first, between two guards that are looked at when it is freed.
 #[derive(Debug)]
 pub struct ShimMemory {
     start: NonNull<u8>,
@@ -47,35 +40,17 @@ unsafe impl Send for ShimMemory {}
 unsafe impl Sync for ShimMemory {}
 
 impl ShimMemory {
-    fn new(bytes: usize) -> Option<Self> {
-        let total = bytes.checked_add(2 * GUARD)?;
-        let mut memory = std::ptr::null_mut();
-        // SAFETY: `memory` is where the result goes. Not Rust's allocator: AddressSanitizer knows this one's sizes.
-        let failed = unsafe { libc::posix_memalign(&mut memory, GUARD, total) };
-        let start = if failed == 0 { NonNull::new(memory.cast::<u8>())? } else { return None };
-        // SAFETY: `total` bytes are ours.
-        unsafe {
-            start.write_bytes(GUARDED, total);
-            start.add(GUARD).write_bytes(POISON, bytes);
-        }
-        Some(Self { start, bytes })
-    }
-
     fn at(&self, range: Range<usize>) -> *mut u8 {
         assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
         // SAFETY: inside, as checked.
-        unsafe { self.start.add(GUARD + range.start).as_ptr() }
+        unsafe { self.start.add(range.start).as_ptr() }
     }
 }
 
 impl Drop for ShimMemory {
     fn drop(&mut self) {
-        // SAFETY: the whole of it, ours until freed below.
-        let all = unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes + 2 * GUARD) };
-        let (before, rest) = all.split_at(GUARD);
-        let whole = before.iter().chain(&rest[self.bytes..]).all(|byte| *byte == GUARDED);
-        // SAFETY: from posix_memalign, and not used any more.
-        unsafe { libc::free(self.start.as_ptr().cast()) };
+        // SAFETY: from conclave_shim_allocate with this size, and not used any more.
+        let whole = unsafe { conclave_shim_free(self.start.as_ptr().cast(), self.bytes) } == 1;
         assert!(whole || std::thread::panicking(), "a kernel wrote outside a buffer of {} bytes", self.bytes);
     }
 }
@@ -92,8 +67,10 @@ impl Driver for Shim {
     }
 
     fn allocate(&self, bytes: usize) -> Result<ShimMemory, CudaError> {
-        let detail = || "the system has not as much".to_owned();
-        ShimMemory::new(bytes).ok_or_else(|| CudaError::Memory { bytes, detail: detail() })
+        // SAFETY: gives memory of its own, or null.
+        let start = NonNull::new(unsafe { conclave_shim_allocate(bytes) }.cast());
+        let missing = || CudaError::Memory { bytes, detail: "the system has not as much".to_owned() };
+        Ok(ShimMemory { start: start.ok_or_else(missing)?, bytes })
     }
 
     fn zero(&self, memory: &ShimMemory, range: Range<usize>) -> Result<(), CudaError> {
@@ -159,5 +136,7 @@ struct HostLaunch {
 }
 
 unsafe extern "C" {
+    fn conclave_shim_allocate(bytes: usize) -> *mut c_void;
+    fn conclave_shim_free(buffer: *mut c_void, bytes: usize) -> c_int;
     fn conclave_shim_launch(launch: *const HostLaunch, message: *mut c_char, length: usize) -> c_int;
 }

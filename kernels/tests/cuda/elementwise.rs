@@ -18,7 +18,7 @@ fn rounding_is_to_nearest_even() {
         x.iter_mut().zip(special).for_each(|(x, special)| *x = special);
         let found = run(|rig| {
             let (input, out) = (rig.upload(&x), rig.poisoned::<u16>(n));
-            RoundBf16 { x: rig.at(&input), out: rig.at(&out), n: n as u64 }.launch(&rig.shim)?;
+            RoundBf16 { x: rig.at(&input), out: rig.at(&out), n: n as u64 }.launch(&rig.driver)?;
             Ok(rig.download::<u16>(&out, n))
         });
         let expected: Vec<u8> = activation::encode(Dtype::Bf16, &x);
@@ -31,7 +31,7 @@ fn decoding_widens() {
     let x = Numbers::new(2).rounded(777, 3.0);
     let found = run(|rig| {
         let (input, out) = (rig.upload_bf16(&x), rig.poisoned::<f32>(777));
-        DecodeBf16 { x: rig.at(&input), out: rig.at(&out), n: 777 }.launch(&rig.shim)?;
+        DecodeBf16 { x: rig.at(&input), out: rig.at(&out), n: 777 }.launch(&rig.driver)?;
         Ok(rig.download::<f32>(&out, 777))
     });
     assert_eq!(found, x);
@@ -44,8 +44,8 @@ fn residuals_are_added() {
         let [x, a, b] = std::array::from_fn(|_| numbers.vector(n, 2.0));
         let found = run(|rig| {
             let [x, a, b] = [&x, &a, &b].map(|values| rig.upload(values));
-            Add { x: rig.at(&x), delta: rig.at(&a), n: n as u64 }.launch(&rig.shim)?;
-            AddTwo { x: rig.at(&x), a: rig.at(&a), b: rig.at(&b), n: n as u64 }.launch(&rig.shim)?;
+            Add { x: rig.at(&x), delta: rig.at(&a), n: n as u64 }.launch(&rig.driver)?;
+            AddTwo { x: rig.at(&x), a: rig.at(&a), b: rig.at(&b), n: n as u64 }.launch(&rig.driver)?;
             Ok(rig.download::<f32>(&x, n))
         });
         let expected: Vec<f32> = (0..n).map(|at| (x[at] + a[at]) + (a[at] + b[at])).collect();
@@ -62,7 +62,7 @@ fn swiglu_is_near_its_definition() {
     let found = run(|rig| {
         let [gate, up] = [&gate, &up].map(|values| rig.upload(values));
         let out = rig.poisoned::<u16>(n);
-        Swiglu { gate: rig.at(&gate), up: rig.at(&up), out: rig.at(&out), n: n as u64 }.launch(&rig.shim)?;
+        Swiglu { gate: rig.at(&gate), up: rig.at(&up), out: rig.at(&out), n: n as u64 }.launch(&rig.driver)?;
         Ok(rig.download_bf16(&out, n))
     });
     let expected: Vec<f64> = (gate.iter().zip(&up))

@@ -22,14 +22,14 @@ fn check((rows, inner, outputs): (usize, usize, usize), seed: u64) {
     let found = run(|rig| {
         let (x, w, y) = (rig.upload_bf16(&x), rig.upload_bf16(&w), rig.poisoned::<f32>(rows * outputs));
         let (x, w, y_at) = (rig.at(&x), rig.at(&w), rig.at(&y));
-        Linear { x, w, y: y_at, rows: sizes.0, inner: sizes.1, outputs: sizes.2 }.launch(&rig.shim)?;
+        Linear { x, w, y: y_at, rows: sizes.0, inner: sizes.1, outputs: sizes.2 }.launch(&rig.driver)?;
         Ok(rig.download::<f32>(&y, rows * outputs))
     });
     assert_eq!(found, product(&rounded), "linear {rows} x {inner} x {outputs}");
     let found = run(|rig| {
         let (x, w, y) = (rig.upload(&x), rig.upload_bf16(&w), rig.poisoned::<f32>(rows * outputs));
         let (x, w, y_at) = (rig.at(&x), rig.at(&w), rig.at(&y));
-        LinearF32 { x, w, y: y_at, rows: sizes.0, inner: sizes.1, outputs: sizes.2 }.launch(&rig.shim)?;
+        LinearF32 { x, w, y: y_at, rows: sizes.0, inner: sizes.1, outputs: sizes.2 }.launch(&rig.driver)?;
         Ok(rig.download::<f32>(&y, rows * outputs))
     });
     assert_eq!(found, product(&x), "linear_f32 {rows} x {inner} x {outputs}");

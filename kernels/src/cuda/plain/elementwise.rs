@@ -20,7 +20,7 @@ kernel! {
         /// Elements.
         n: u64,
     }
-    |it| shape(it.n)
+    => |it| shape(it.n)
 }
 
 kernel! {
@@ -33,7 +33,7 @@ kernel! {
         /// Elements.
         n: u64,
     }
-    |it| shape(it.n)
+    => |it| shape(it.n)
 }
 
 kernel! {
@@ -46,7 +46,7 @@ kernel! {
         /// Elements.
         n: u64,
     }
-    |it| shape(it.n)
+    => |it| shape(it.n)
 }
 
 kernel! {
@@ -61,7 +61,7 @@ kernel! {
         /// Elements.
         n: u64,
     }
-    |it| shape(it.n)
+    => |it| shape(it.n)
 }
 
 kernel! {
@@ -76,5 +76,5 @@ kernel! {
         /// Elements.
         n: u64,
     }
-    |it| shape(it.n)
+    => |it| shape(it.n)
 }

@@ -28,7 +28,7 @@ kernel! {
         /// Outputs.
         outputs: u32,
     }
-    |it| tiles(it.rows, it.outputs, 1)
+    => |it| tiles(it.rows, it.outputs, 1)
 }
 
 kernel! {
@@ -47,5 +47,5 @@ kernel! {
         /// Outputs.
         outputs: u32,
     }
-    |it| tiles(it.rows, it.outputs, 1)
+    => |it| tiles(it.rows, it.outputs, 1)
 }

@@ -1,11 +1,23 @@
 //! Launches of the plain kernels: those of `cuda/*.cu`, for any sizes. One struct a kernel, under its name; the fields are
 //! its arguments in order. Where nothing is to be done, nothing is launched.
 
+mod attention;
+mod choices;
 mod elementwise;
+mod grouped_linear;
+mod heads;
 mod linear;
+mod rows;
+mod sample;
 
+pub use attention::{MergeSplits, MlaSplits};
+pub use choices::*;
 pub use elementwise::{Add, AddTwo, DecodeBf16, RoundBf16, Swiglu};
+pub use grouped_linear::{GroupedLinear, GroupedLinearFp8};
+pub use heads::{MlaQueries, MlaValues};
 pub use linear::{Linear, LinearF32};
+pub use rows::{CombinePairs, EmbedBf16, EmbedF32, GatherRound, RmsNorm, WriteLatents};
+pub use sample::{AdjustLogits, Adjustment, Draw, Penalties, Sample};
 
 use super::{Arg, CudaError, Driver, Launch};
 
@@ -37,20 +49,26 @@ fn queue<D: Driver>(driver: &D, kernel: &str, shape: &Shape, arguments: &[Arg<'_
     driver.launch(&Launch { kernel, grid: shape.grid, block: [shape.block, 1, 1], shared: shape.shared, arguments })
 }
 
-/// A kernel's arguments as a struct, and its launch: `$shape` says on how many threads.
+/// A kernel's arguments in order as a struct, then what else its launch depends on (`over`); `$shape` says on how many
+/// threads it runs.
 macro_rules! kernel {
-    ($(#[$about:meta])* $name:ident($kernel:literal) { $($(#[$shape_of:meta])* $field:ident: $type:ty,)* } $shape:expr) => {
+    (
+        $(#[$about:meta])* $name:ident($kernel:literal) { $($(#[$what:meta])* $field:ident: $type:ty,)* }
+        $(over { $($(#[$over_what:meta])* $over:ident: $over_type:ty,)* })?
+        => $shape:expr
+    ) => {
         $(#[$about])*
         #[derive(Debug, Clone, Copy)]
         pub struct $name {
-            $($(#[$shape_of])* pub $field: $type,)*
+            $($(#[$what])* pub $field: $type,)*
+            $($($(#[$over_what])* pub $over: $over_type,)*)?
         }
 
         impl $name {
             /// Queues it.
             ///
             /// # Errors
-            /// As [`Driver::launch`].
+            /// As [`Driver::launch`](crate::cuda::Driver::launch).
             pub fn launch<D: $crate::cuda::Driver>(&self, driver: &D) -> Result<(), $crate::cuda::CudaError> {
                 let shape: fn(&Self) -> super::Shape = $shape;
                 super::queue(driver, $kernel, &shape(self), &[$($crate::cuda::Arg::from(self.$field)),*])
