@@ -1,10 +1,11 @@
 //! Grouped products in bf16.
 
-use conclave_kernels::cuda::{Arg, CudaError, Driver, Launch};
+use conclave_kernels::cuda::{Arg, CudaError, Driver, Element, Launch};
 
 use crate::{
-    maps::Map,
-    support::{Numbers, Rig, assert_close, run},
+    each::{on_each, same_bits},
+    maps,
+    support::{Numbers, Rig, assert_close},
 };
 
 /// Threads and dynamic shared memory of `sm90_grouped_linear_{tokens}` and `sm90_grouped_gated_{tokens}`.
@@ -67,19 +68,30 @@ impl Operands {
 fn launch(rig: &Rig, name: &str, kernel: (u32, u32, u32), arguments: &[Arg<'_>]) -> Result<(), CudaError> {
     let (tokens, threads, shared) = kernel;
     let kernel = format!("{name}_{tokens}");
-    rig.shim.launch(&Launch { kernel: &kernel, grid: [3, 1, 1], block: [threads, 1, 1], shared, arguments })
+    rig.driver.launch(&Launch { kernel: &kernel, grid: [3, 1, 1], block: [threads, 1, 1], shared, arguments })
 }
 
-/// Runs a kernel and gives its output, widened.
-fn multiply(kernel: (u32, u32, u32), case: &Case<'_>, operands: &Operands, gated: bool) -> Vec<f32> {
+/// Runs a kernel and gives its output, widened, by what it ran on.
+fn multiply(
+    kernel: (u32, u32, u32),
+    case: &Case<'_>,
+    operands: &Operands,
+    gated: bool,
+) -> Vec<(&'static str, Vec<f32>)> {
     let (total, shape) = (case.total(), (case.outputs, case.inner));
-    run(|rig| {
+    on_each(|rig| {
         let x = rig.upload_bf16(&operands.x);
         let weights: Vec<_> = operands.weights.iter().map(|weights| rig.upload_bf16(weights)).collect();
-        let map = |at| if gated { Map::gated(at, 2, shape) } else { Map::rows(at, 2, shape, 64) };
-        let maps: Vec<_> = weights.iter().map(|weights| map(rig.at(weights)).upload(rig)).collect();
+        let map = |at| {
+            if gated {
+                maps::gated(rig, at, Element::Bf16, shape)
+            } else {
+                maps::rows(rig, at, Element::Bf16, shape, 64)
+            }
+        };
+        let maps: Vec<_> = weights.iter().map(|weights| map(rig.at(weights))).collect();
         let addresses = rig.upload(&maps.iter().map(|map| rig.at(map)).collect::<Vec<u64>>());
-        let x_map = Map::rows(rig.at(&x), 2, (total, case.inner), 16).upload(rig);
+        let x_map = maps::rows(rig, rig.at(&x), Element::Bf16, (total, case.inner), 16);
         let offsets = rig.upload(&case.offsets());
         let out =
             if gated { rig.poisoned::<u16>(total * case.outputs) } else { rig.poisoned::<f32>(total * case.outputs) };
@@ -99,14 +111,20 @@ const CASES: [Case<'static>; 2] = [
     Case { rows: &[130, 0, 1, 260], inner: 64, outputs: 136 },
 ];
 
+/// Tensor cores may drop bits that a chain of fused multiply-adds keeps.
+fn limit(on: &str) -> f64 {
+    if on == "GPU" { 1e-4 } else { 1e-5 }
+}
+
 #[test]
 fn products_are_near_their_definition() {
     for case in CASES {
         let operands = Operands::new(&case, false);
         let expected = operands.expected(&case, false);
         for kernel in KERNELS {
-            let found = multiply(kernel, &case, &operands, false);
-            assert_close(&found, &expected, 2e-6, &format!("{kernel:?} {}", case.inner));
+            for (on, found) in multiply(kernel, &case, &operands, false) {
+                assert_close(&found, &expected, limit(on), &format!("{on} {kernel:?} {}", case.inner));
+            }
         }
     }
 }
@@ -117,8 +135,9 @@ fn gated_products_are_near_their_definition() {
         let operands = Operands::new(&case, true);
         let expected = operands.expected(&case, true);
         for kernel in KERNELS {
-            let found = multiply(kernel, &case, &operands, true);
-            assert_close(&found, &expected, 1.0 / 256.0 + 1e-5, &format!("{kernel:?} {}", case.inner));
+            for (on, found) in multiply(kernel, &case, &operands, true) {
+                assert_close(&found, &expected, 1.0 / 256.0 + limit(on), &format!("{on} {kernel:?} {}", case.inner));
+            }
         }
     }
 }
@@ -128,6 +147,23 @@ fn more_groups_than_a_warp_counts_at_once() {
     let rows: Vec<u32> = (0..75).map(|group| group % 4).collect();
     let case = Case { rows: &rows, inner: 64, outputs: 8 };
     let operands = Operands::new(&case, false);
-    let found = multiply(KERNELS[0], &case, &operands, false);
-    assert_close(&found, &operands.expected(&case, false), 2e-6, "75 groups");
+    for (on, found) in multiply(KERNELS[0], &case, &operands, false) {
+        assert_close(&found, &operands.expected(&case, false), limit(on), on);
+    }
+}
+
+/// On a GPU this is a question, not a claim: only where the answer is yes may exact mode choose the tile by the rows.
+#[test]
+fn bits_do_not_depend_on_the_tokens_of_a_tile() {
+    let operands = Operands::new(&CASES[0], false);
+    let [first, rest @ ..] = KERNELS.map(|kernel| multiply(kernel, &CASES[0], &operands, false));
+    for (kernel, other) in KERNELS[1..].iter().zip(&rest) {
+        for ((on, first), (_, other)) in first.iter().zip(other) {
+            let same = same_bits(first, other);
+            assert!(same || *on == "GPU", "{} tokens a tile", kernel.0);
+            if *on == "GPU" {
+                eprintln!("GPU: {} and {} tokens a tile give the same bits: {same}", KERNELS[0].0, kernel.0);
+            }
+        }
+    }
 }
