@@ -7,9 +7,11 @@ mod gpu;
 pub mod plain;
 #[cfg(feature = "cuda-shim")]
 mod shim;
+mod tensor_map;
 
 pub use driver::{Arg, CudaError, Driver, Launch};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
 #[cfg(feature = "cuda-shim")]
 pub use shim::{Shim, ShimMemory};
+pub use tensor_map::{Element, EncodedMap, MOST_DIMENSIONS, TensorMap};
