@@ -1,0 +1,157 @@
+//! Grouped products in FP8: weights with a scale for each 128 x 128 block, activations with one for each token and 128 elements.
+
+use conclave_kernels::cuda::{Arg, Driver, Element, Launch};
+
+use crate::{
+    each::on_each,
+    grouped::Case,
+    maps,
+    support::{Numbers, Rig, assert_close},
+};
+
+/// Tokens a tile, threads and dynamic shared memory.
+const KERNELS: [(u32, u32, u32); 3] = [(16, 256, 87_172), (64, 256, 104_036), (128, 384, 203_876)];
+
+/// The value of an e4m3 byte that is not NaN.
+fn value(byte: u8) -> f64 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f64::from(byte & 7));
+    let magnitude = if exponent == 0 { mantissa / 512.0 } else { (1.0 + mantissa / 8.0) * 2f64.powi(exponent - 7) };
+    if byte > 127 { -magnitude } else { magnitude }
+}
+
+/// Bytes of magnitude up to 4 or so.
+fn bytes(numbers: &mut Numbers, length: usize) -> Vec<u8> {
+    (0..length).map(|_| (numbers.below(2) << 7 | numbers.below(73)) as u8).collect()
+}
+
+struct Operands {
+    /// `[P, inner]`, and scales `[blocks, pitch]`
+    x: Vec<u8>,
+    x_scales: Vec<f32>,
+    pitch: usize,
+    /// Each group's `[outputs, inner]`, twice where gated, and scales `[blocks of outputs, blocks]`, twice likewise
+    weights: Vec<Vec<u8>>,
+    scales: Vec<Vec<f32>>,
+}
+
+impl Operands {
+    fn new(case: &Case<'_>, copies: usize) -> Self {
+        let mut numbers = Numbers::new(case.inner as u64 + 1);
+        let (blocks, pitch) = (case.inner.div_ceil(128), case.total().next_multiple_of(4));
+        let of = case.outputs.div_ceil(128) * blocks * copies;
+        let mut scales = |length| numbers.vector(length, 0.5).into_iter().map(f32::abs).collect::<Vec<f32>>();
+        let (x_scales, block_scales) = (scales(blocks * pitch), case.rows.iter().map(|_| scales(of)).collect());
+        let weights = case.rows.iter().map(|_| bytes(&mut numbers, case.outputs * copies * case.inner)).collect();
+        Self { x: bytes(&mut numbers, case.total() * case.inner), x_scales, pitch, weights, scales: block_scales }
+    }
+
+    /// Output `output` of gate (`copy` 0) or up (1) for one row.
+    fn dot(&self, case: &Case<'_>, (group, row): (usize, usize), copy: usize, output: usize) -> f64 {
+        let blocks = case.inner.div_ceil(128);
+        let block = copy * case.outputs.div_ceil(128) + output / 128;
+        let at = (copy * case.outputs + output) * case.inner;
+        let term = |k: usize| {
+            let scale = self.x_scales[k / 128 * self.pitch + row] * self.scales[group][block * blocks + k / 128];
+            value(self.x[row * case.inner + k]) * value(self.weights[group][at + k]) * f64::from(scale)
+        };
+        (0..case.inner).map(term).sum()
+    }
+
+    fn expected(&self, case: &Case<'_>, copies: usize) -> Vec<f64> {
+        let groups = case.rows.iter().enumerate().flat_map(|(group, rows)| vec![group; *rows as usize]);
+        let rows: Vec<(usize, usize)> = groups.enumerate().map(|(row, group)| (group, row)).collect();
+        let value = |row, output| {
+            let first = self.dot(case, row, 0, output);
+            if copies == 1 { first } else { first / (1.0 + (-first).exp()) * self.dot(case, row, 1, output) }
+        };
+        rows.into_iter().flat_map(|row| (0..case.outputs).map(move |output| value(row, output))).collect()
+    }
+}
+
+fn multiply(
+    (tokens, threads, shared): (u32, u32, u32),
+    case: &Case<'_>,
+    operands: &Operands,
+    copies: usize,
+) -> Vec<(&'static str, Vec<f32>)> {
+    let (total, shape, gated) = (case.total(), (case.outputs, case.inner), copies == 2);
+    let (name, length) = (if gated { "gated" } else { "linear" }, total * case.outputs);
+    let kernel = format!("sm90_grouped_{name}_fp8_{tokens}");
+    on_each(|rig| {
+        let (x, x_scales) = (rig.upload(&operands.x), rig.upload(&operands.x_scales));
+        let weights: Vec<_> = operands.weights.iter().map(|weights| rig.upload(weights)).collect();
+        let scales: Vec<_> = operands.scales.iter().map(|scales| rig.upload(scales)).collect();
+        let map = |at| {
+            if gated {
+                maps::gated(rig, at, Element::E4m3, shape)
+            } else {
+                maps::rows(rig, at, Element::E4m3, shape, 64)
+            }
+        };
+        let maps: Vec<_> = weights.iter().map(|weights| map(rig.at(weights))).collect();
+        let weights_at = rig.upload(&maps.iter().map(|map| rig.at(map)).collect::<Vec<u64>>());
+        let scales_at = rig.upload(&scales.iter().map(|scales| rig.at(scales)).collect::<Vec<u64>>());
+        let x_map = maps::rows(rig, rig.at(&x), Element::E4m3, (total, case.inner), 16);
+        let blocks = case.inner.div_ceil(128);
+        let scales_map = maps::scales(rig, rig.at(&x_scales), (blocks, total, operands.pitch));
+        let offsets = rig.upload(&case.offsets());
+        let out = if gated { rig.poisoned::<u16>(length) } else { rig.poisoned::<f32>(length) };
+        let sizes = [case.rows.len(), case.inner, case.outputs].map(|size| Arg::U32(size as u32));
+        let at = [&x_map, &scales_map, &weights_at, &scales_at, &offsets].map(|memory| rig.at(memory));
+        let addresses = [&at[..], &[at[4] + 4, rig.at(&out)]].concat();
+        let addresses: Vec<_> = addresses.into_iter().map(Arg::Address).collect();
+        let (block, arguments) = ([threads, 1, 1], [&addresses[..], &sizes].concat());
+        rig.driver.launch(&Launch { kernel: &kernel, grid: [3, 1, 1], block, shared, arguments: &arguments })?;
+        Ok(if gated { rig.download_bf16(&out, length) } else { rig.download(&out, length) })
+    })
+}
+
+#[test]
+fn scaled_products_are_near_their_definition() {
+    let cases = [
+        Case { rows: &[0, 3, 17, 1, 40], inner: 272, outputs: 72 },
+        Case { rows: &[130, 0, 33], inner: 128, outputs: 200 },
+    ];
+    for case in cases {
+        for copies in [1, 2] {
+            let operands = Operands::new(&case, copies);
+            let expected = operands.expected(&case, copies);
+            for kernel in KERNELS {
+                for (on, found) in multiply(kernel, &case, &operands, copies) {
+                    // The sums of e4m3 products of tensor cores keep some 14 bits.
+                    let limit = if on == "GPU" { 2e-3 } else { 1e-5 } + if copies == 1 { 0.0 } else { 1.0 / 256.0 };
+                    assert_close(&found, &expected, limit, &format!("{on} {kernel:?} {} x {copies}", case.inner));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_are_rounded_to_the_nearest_of_their_scale() {
+    let (rows, inner, pitch) = (5, 200, 8);
+    let mut x = Numbers::new(6).rounded(rows * inner, 30.0);
+    x[inner..2 * inner].fill(0.0);
+    let blocks = usize::div_ceil(inner, 128);
+    let quantized = |rig: &Rig| {
+        let (x, out) = (rig.upload_bf16(&x), rig.poisoned::<u8>(rows * inner));
+        let scales = rig.poisoned::<f32>(blocks * pitch);
+        let mut arguments = [&x, &out, &scales].map(|memory| Arg::Address(rig.at(memory))).to_vec();
+        arguments.extend([rows, inner, pitch].map(|size| Arg::U32(size as u32)));
+        let (kernel, grid) = ("sm90_quantize", [(rows * blocks).div_ceil(8) as u32, 1, 1]);
+        rig.driver.launch(&Launch { kernel, grid, block: [256, 1, 1], shared: 0, arguments: &arguments })?;
+        let (out, scales) = (rig.download::<u8>(&out, rows * inner), rig.download::<f32>(&scales, blocks * pitch));
+        Ok([out, bytemuck::cast_slice(&scales).to_vec()].concat())
+    };
+    for (on, found) in on_each(quantized) {
+        let (out, scales) = found.split_at(rows * inner);
+        for (at, (x, byte)) in x.iter().zip(out).enumerate() {
+            let (row, block) = (at / inner, at % inner / 128);
+            let scale: f32 = bytemuck::pod_read_unaligned(&scales[(block * pitch + row) * 4..][..4]);
+            let back = value(*byte) * f64::from(scale);
+            // Half a step of three bits, or of the smallest steps.
+            let limit = f64::from(x.abs()) / 16.0 + f64::from(scale) / 1024.0;
+            assert!((back - f64::from(*x)).abs() <= limit * 1.0001, "{on}: at {at}: {back} for {x}");
+        }
+    }
+}
