@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs the CUDA compiler that the kernels are built with into a directory (about 109 MB from the Python package index)
-# and prints the value for CUDA_HOME. Versions are pinned together: a newer part of one breaks the others.
+# Installs the CUDA compiler that the kernels are built with, and what reads machine code, into a directory (about 120 MB
+# from the Python package index) and prints the value for CUDA_HOME. Versions are pinned together: a newer part of one breaks the others.
 set -euo pipefail
 
 if [ $# -ne 1 ]; then
@@ -8,11 +8,12 @@ if [ $# -ne 1 ]; then
     exit 2
 fi
 home=$1/nvidia/cu13
-if [ ! -x "$home/bin/nvcc" ]; then
+if [ ! -x "$home/bin/nvcc" ] || [ ! -x "$home/bin/nvdisasm" ]; then
     "${PYTHON:-python3}" -m pip install --quiet --disable-pip-version-check --root-user-action ignore \
-        --no-deps --target "$1" \
+        --no-deps --upgrade --target "$1" \
         nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88 \
-        nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+        nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85 \
+        nvidia-cuda-cuobjdump==13.2.86 nvidia-cuda-nvdisasm==13.2.86
 fi
 "$home/bin/nvcc" --version >&2
 (cd "$home" && pwd)
