@@ -188,7 +188,12 @@ pub trait Device: Send + Sync + 'static {
         sums: &mut [f32],
     ) -> Result<(), KernelError>;
 
-    /// Absorbed queries. `q [T, n, dn + dr]` → `out [T, n, r + dr]`: `UKᵀ · round(q_nope)`, then the roped `q_pe`.
+    /// Whether there is [`Device::mla_expanded`]; without it no span is to be expanded.
+    fn expands(&self) -> bool {
+        false
+    }
+    /// Absorbed queries. Rows of spans that are expanded are left out here and in the two operations below; what their outputs
+    /// hold is undefined. `q [T, n, dn + dr]` → `out [T, n, r + dr]`: `UKᵀ · round(q_nope)`, then the roped `q_pe`.
     /// `uk`: `n` matrices `[r, dn]`.
     fn mla_queries(
         &self,
@@ -217,5 +222,25 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     );
     /// `out [T, n · dv]`: per head `UV · round(o_lat)`. `o_lat [T, n, r]`; `uv`: `n` matrices `[dv, r]`.
-    fn mla_values(&self, mla: &Mla<Self::Rotary>, o_lat: &Self::Buffer, uv: &Self::Heads, out: &mut Self::Buffer);
+    fn mla_values(
+        &self,
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        o_lat: &Self::Buffer,
+        uv: &Self::Heads,
+        out: &mut Self::Buffer,
+    );
+    /// Causal attention of the expanded spans: keys `UK · c` and values `UV · c` of all latents of a sequence so far, rounded.
+    /// `q [T, n, dn + dr]` as projected → rows of these spans of `out [T, n · dv]`. `kv_b [n · (dn + dv), r]`.
+    fn mla_expanded(
+        &self,
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        cache: (&Self::Cache, usize),
+        q: &Self::Buffer,
+        kv_b: &Self::Matrix,
+        out: &mut Self::Buffer,
+    ) {
+        let _ = (mla, batch, cache, q, kv_b, out);
+    }
 }

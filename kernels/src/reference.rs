@@ -293,7 +293,7 @@ impl Device for Reference {
         });
     }
 
-    fn mla_values(&self, mla: &Mla<RotaryTable>, o_lat: &Vec<f32>, uv: &Vec<Matrix>, out: &mut Vec<f32>) {
+    fn mla_values(&self, mla: &Mla<RotaryTable>, _: &StepRows, o_lat: &Vec<f32>, uv: &Vec<Matrix>, out: &mut Vec<f32>) {
         let MlaShape { heads, value: width, latent, .. } = mla.shape;
         let out = fit(out, o_lat.len() / latent * width);
         self.rows(out, width, latent * width, |index, out| {

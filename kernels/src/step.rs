@@ -11,7 +11,13 @@ pub struct RowSpan {
     pub first_position: usize,
     /// Cache blocks of the sequence, in order of position; enough for these rows.
     pub blocks: Vec<u32>,
+    /// Whether keys and values are expanded from the latents for these rows, instead of queries absorbed.
+    pub expanded: bool,
 }
+
+/// From so many rows of a sequence on, expanding all its latents takes fewer operations than absorbing the rows, however long
+/// the sequence is, and whatever the number of heads: `2 · 256 · 512 / (2 · (1088 − 320))` (MODEL §9).
+const WORTH_EXPANDING: usize = 171;
 
 /// The rows of a step: consecutive positions of one or more sequences. `T` rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,7 +44,25 @@ impl StepRows {
             self.slots.push(blocks[position / block] * block as u32 + (position % block) as u32);
         }
         self.tokens.extend_from_slice(tokens);
-        self.spans.push(RowSpan { first_row, rows: tokens.len(), first_position, blocks: blocks.to_vec() });
+        self.spans.push(RowSpan {
+            first_row,
+            rows: tokens.len(),
+            first_position,
+            blocks: blocks.to_vec(),
+            expanded: false,
+        });
+    }
+
+    /// Has keys and values expanded for the spans for which it is worth it.
+    pub fn expand(&mut self) {
+        self.spans.iter_mut().for_each(|span| span.expanded = span.rows >= WORTH_EXPANDING);
+    }
+
+    /// The rows whose queries are absorbed; `None`: all of them.
+    pub(crate) fn absorbed(&self) -> Option<Vec<u32>> {
+        let absorbed = self.spans.iter().filter(|span| !span.expanded);
+        let rows = absorbed.flat_map(|span| span.first_row as u32..(span.first_row + span.rows) as u32);
+        self.spans.iter().any(|span| span.expanded).then(|| rows.collect())
     }
 
     /// Rows.
@@ -63,6 +87,21 @@ mod tests {
         rows.push(&[1], 0, &[0], 8);
         assert_eq!(rows.positions, [6, 7, 8, 0]);
         assert_eq!(rows.slots, [46, 47, 16, 0]);
-        assert_eq!(rows.spans[1], RowSpan { first_row: 3, rows: 1, first_position: 0, blocks: vec![0] });
+        assert_eq!(
+            rows.spans[1],
+            RowSpan { first_row: 3, rows: 1, first_position: 0, blocks: vec![0], expanded: false }
+        );
+    }
+
+    #[test]
+    fn long_spans_are_expanded_where_asked_for() {
+        let mut rows = StepRows::default();
+        for (count, block) in [(1, 0), (171, 1), (170, 4)] {
+            rows.push(&vec![0; count], 0, &[block, block + 1, block + 2], 64);
+        }
+        assert_eq!(rows.absorbed(), None);
+        rows.expand();
+        let absorbed = rows.absorbed().unwrap();
+        assert_eq!((absorbed.len(), absorbed[0], absorbed[1]), (171, 0, 172));
     }
 }

@@ -6,7 +6,11 @@
 
 use std::ops::Range;
 
-use super::{Cpu, inputs::Inputs, split::Split};
+use super::{
+    Cpu,
+    inputs::Inputs,
+    split::{BlockRows, Split},
+};
 use crate::{
     Device, MlaShape, RowSpan,
     cache::LatentCache,
@@ -78,7 +82,8 @@ impl Cpu {
         out: &mut [f32],
     ) {
         let MlaShape { heads, latent, .. } = *cache.0.shape();
-        let mut all = spans.iter().flat_map(|span| groups_of(span, heads)).peekable();
+        let absorbed = spans.iter().filter(|span| !span.expanded);
+        let mut all = absorbed.flat_map(|span| groups_of(span, heads)).peekable();
         while all.peek().is_some() {
             let mut length = 0;
             let mut groups: Vec<Group<'_>> = Vec::new();
@@ -140,8 +145,8 @@ impl Cpu {
             .zip((0..count).step_by(BLOCK))
             .map(|(block, first)| cache.block(layer, *block, BLOCK.min((count - first).next_multiple_of(WIDTH))))
             .collect();
-        let (latent, stride) = (shape.latent, stride(shape));
-        let split = Split { blocks: &blocks, stride, count, latent, scale };
+        let rows_of_cache = BlockRows { blocks: &blocks, stride: stride(shape) };
+        let split = Split { keys: rows_of_cache, values: rows_of_cache, width: shape.latent, count, scale };
         let query = |row: usize, head: usize| ((group.first + row) * shape.heads + head) as u32;
         let picked: Vec<u32> =
             rows.clone().flat_map(|row| part.heads.clone().map(move |head| query(row, head))).collect();
@@ -182,7 +187,7 @@ impl Cpu {
 
 /// As many rows together as one task takes with all their heads.
 fn groups_of(span: &RowSpan, heads: usize) -> impl Iterator<Item = Group<'_>> + use<'_> {
-    let &RowSpan { first_row, rows, first_position, ref blocks } = span;
+    let &RowSpan { first_row, rows, first_position, ref blocks, .. } = span;
     let together = (QUERIES / heads).max(1);
     (0..rows).step_by(together).map(move |row| Group {
         first: first_row + row,

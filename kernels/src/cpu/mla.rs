@@ -26,12 +26,12 @@ impl Cpu {
     ) {
         let shape = &mla.shape;
         let (width, cached, heads) = (shape.nope + shape.rope, shape.cached(), shape.heads);
-        let rows = batch.len();
-        assert_eq!((q.len(), uk.len()), (rows * heads * width, heads), "queries");
-        assert_eq!(out.len(), rows * heads * cached, "absorbed queries");
+        assert_eq!((q.len(), uk.len()), (batch.len() * heads * width, heads), "queries");
+        assert_eq!(out.len(), batch.len() * heads * cached, "absorbed queries");
+        let absorbed = batch.absorbed();
         let of_head = |head: usize| {
             let data = q.get(head * width..).unwrap_or_default();
-            Inputs { data, stride: heads * width, width: shape.nope, rows, picked: None }
+            of_rows(data, (heads * width, shape.nope), batch, absorbed.as_deref())
         };
         self.by_heads(of_head, uk, Grid::new(out, heads * cached), cached);
         self.rows(out, cached, 4 * shape.rope, |index, out| {
@@ -62,14 +62,21 @@ impl Cpu {
         }
     }
 
-    pub(super) fn values(&self, shape: &MlaShape, o_lat: &[f32], uv: &[Panels<u16>], out: &mut [f32]) {
+    pub(super) fn values(
+        &self,
+        shape: &MlaShape,
+        batch: &StepRows,
+        o_lat: &[f32],
+        uv: &[Panels<u16>],
+        out: &mut [f32],
+    ) {
         let MlaShape { heads, value, latent, .. } = *shape;
-        let rows = o_lat.len() / (heads * latent).max(1);
+        let (rows, absorbed) = (batch.len(), batch.absorbed());
         assert_eq!((o_lat.len(), uv.len()), (rows * heads * latent, heads), "weighted latents");
         assert_eq!(out.len(), rows * heads * value, "values");
         let of_head = |head: usize| {
             let data = o_lat.get(head * latent..).unwrap_or_default();
-            Inputs { data, stride: heads * latent, width: latent, rows, picked: None }
+            of_rows(data, (heads * latent, latent), batch, absorbed.as_deref())
         };
         self.by_heads(of_head, uv, Grid::new(out, heads * value), value);
     }
@@ -77,6 +84,7 @@ impl Cpu {
     /// The product of each head's inputs with its matrix, into columns from `head · width` on.
     fn by_heads<'a>(&self, inputs: impl Fn(usize) -> Inputs<'a>, w: &[Panels<u16>], out: Grid<'_, f32>, width: usize) {
         let inputs: Vec<Inputs<'_>> = (0..w.len()).map(inputs).collect();
+        let picked = inputs.first().and_then(|inputs| inputs.picked);
         let x = self.packed(Dtype::Bf16, &inputs);
         let products: Vec<Product<'_, 1>> =
             w.iter().enumerate().map(|(head, w)| Product { x: x.of(head), w: [w] }).collect();
@@ -84,9 +92,19 @@ impl Cpu {
             let cols = head * width + outputs.cols.start..head * width + outputs.cols.end;
             for (row, [values]) in outputs.rows() {
                 // SAFETY: each output is handed over once.
-                let out = unsafe { out.part(row, cols.clone()) };
+                let out = unsafe { out.part(picked.map_or(row, |picked| picked[row] as usize), cols.clone()) };
                 out.copy_from_slice(&values[..out.len()]);
             }
         });
     }
+}
+
+/// All rows of a batch, or those that are picked.
+fn of_rows<'a>(
+    data: &'a [f32],
+    (stride, width): (usize, usize),
+    batch: &StepRows,
+    picked: Option<&'a [u32]>,
+) -> Inputs<'a> {
+    Inputs { data, stride, width, rows: picked.map_or(batch.len(), <[u32]>::len), picked }
 }

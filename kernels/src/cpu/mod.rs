@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 mod attention;
+mod expanded;
 mod inputs;
 mod isa;
 mod kernels;
@@ -14,6 +15,7 @@ mod split;
 
 use std::sync::Arc;
 
+use expanded::Expanded;
 use inputs::{Inputs, Packed};
 pub use isa::Isa;
 use kernels::Kernels;
@@ -301,9 +303,34 @@ impl Device for Cpu {
         self.attention(cache, q, &batch.spans, mla.scale, out);
     }
 
-    fn mla_values(&self, mla: &Mla<RotaryTable>, o_lat: &Vec<f32>, uv: &Self::Heads, out: &mut Vec<f32>) {
+    fn mla_values(
+        &self,
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        o_lat: &Vec<f32>,
+        uv: &Self::Heads,
+        out: &mut Vec<f32>,
+    ) {
         let MlaShape { value, latent, .. } = mla.shape;
-        self.values(&mla.shape, o_lat, uv, fit(out, o_lat.len() / latent * value));
+        self.values(&mla.shape, batch, o_lat, uv, fit(out, o_lat.len() / latent * value));
+    }
+
+    fn expands(&self) -> bool {
+        true
+    }
+
+    fn mla_expanded(
+        &self,
+        mla: &Mla<RotaryTable>,
+        batch: &StepRows,
+        cache: (&Self::Cache, usize),
+        q: &Vec<f32>,
+        kv_b: &Self::Matrix,
+        out: &mut Vec<f32>,
+    ) {
+        for span in batch.spans.iter().filter(|span| span.expanded) {
+            Expanded { cpu: self, mla, cache, kv_b }.attend(span, q, out);
+        }
     }
 }
 

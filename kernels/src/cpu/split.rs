@@ -1,5 +1,6 @@
-//! One split of absorbed attention for some queries, on the tiles of all other products: queries times keys, and weights
-//! times latents. Both are packed from the cache into panels that stay in the near caches.
+//! One split of attention for some queries, on the tiles of all other products: queries times keys, and weights times values.
+//! Both are packed into panels that stay in the near caches. Where queries are absorbed, keys are rows of the cache, and
+//! values are the latents in them.
 
 use std::ops::Range;
 
@@ -18,25 +19,34 @@ use crate::{
 
 const BLOCK: usize = Cpu::BLOCK;
 const SPLIT: usize = Cpu::SPLIT;
-/// Panels of latents that are packed together at least: what they take of a row fills a cache line.
-const LATENT_PANELS: usize = 8;
+/// Panels of values that are packed together at least: what they take of a row fills a cache line.
+const VALUE_PANELS: usize = 8;
 
-/// The keys of a split, as the cache holds them.
-pub(super) struct Split<'a> {
-    /// Rows `[_, stride]` of each block: whole panels of them, though the last rows may be seen by no query.
+/// Rows of bf16, block by block.
+#[derive(Clone, Copy)]
+pub(super) struct BlockRows<'a> {
+    /// `[_, stride]` each: whole panels of rows, though the last ones may be seen by no query.
     pub(super) blocks: &'a [&'a [u16]],
     /// Elements from one row to the next.
     pub(super) stride: usize,
+}
+
+/// The keys and values of a split.
+pub(super) struct Split<'a> {
+    /// Keys, as long as queries; zeros behind.
+    pub(super) keys: BlockRows<'a>,
+    /// Values are the first elements of these.
+    pub(super) values: BlockRows<'a>,
+    /// Elements of a value.
+    pub(super) width: usize,
     /// Rows that some query sees.
     pub(super) count: usize,
-    /// Elements of a latent `r`: the first of a row.
-    pub(super) latent: usize,
     /// Of scores, before the softmax.
     pub(super) scale: f32,
 }
 
 impl Split<'_> {
-    /// Reduces the split for each query `[r + dr]`, which sees the first `seen(query)` keys: `sink(query, [max, sum], latents)`.
+    /// Reduces the split for each query, which sees the first `seen(query)` keys: `sink(query, [max, sum], values)`.
     pub(super) fn reduce(
         &self,
         (pool, kernels): (&Pool, &dyn Kernels),
@@ -55,11 +65,11 @@ impl Split<'_> {
         }
         let weights = Inputs { data: &scores, stride: SPLIT, width: self.count, rows, picked: None };
         let weights = Packed::new(pool, kernels.tiles(kernels.weights()), &[weights]);
-        let length = self.latent.next_multiple_of(WIDTH);
-        let mut latents = Scratch::take(rows * length);
-        self.weigh(weights.of(0), length, &mut latents);
-        for (query, (statistics, latents)) in statistics.into_iter().zip(latents.chunks_exact(length)).enumerate() {
-            sink(query, statistics, &latents[..self.latent]);
+        let length = self.width.next_multiple_of(WIDTH);
+        let mut values = Scratch::take(rows * length);
+        self.weigh(weights.of(0), length, &mut values);
+        for (query, (statistics, values)) in statistics.into_iter().zip(values.chunks_exact(length)).enumerate() {
+            sink(query, statistics, &values[..self.width]);
         }
     }
 
@@ -69,10 +79,10 @@ impl Split<'_> {
         let at_once = queries.tiles().panels(queries.rows_of_tile());
         let mut sums = Scratch::take(queries.rows() * at_once * WIDTH);
         let mut first = 0;
-        for block in self.blocks {
-            let mut packed = Scratch::take(block.len() / self.stride * depth / 2);
+        for block in self.keys.blocks {
+            let mut packed = Scratch::take(block.len() / self.keys.stride * depth / 2);
             let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut packed);
-            for (rows, to) in block.chunks_exact(WIDTH * self.stride).zip(packed.chunks_exact_mut(WIDTH * depth)) {
+            for (rows, to) in block.chunks_exact(WIDTH * self.keys.stride).zip(packed.chunks_exact_mut(WIDTH * depth)) {
                 pack_rows(rows, to);
             }
             let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * depth).collect();
@@ -89,10 +99,10 @@ impl Split<'_> {
         }
     }
 
-    /// `latents [queries, length]`: the rows' latents summed by weight, `length` being whole panels.
-    fn weigh(&self, weights: PackedRows<'_>, length: usize, latents: &mut [f32]) {
+    /// `out [queries, length]`: the rows' values summed by weight, `length` being whole panels.
+    fn weigh(&self, weights: PackedRows<'_>, length: usize, out: &mut [f32]) {
         let at_once = weights.tiles().panels(weights.rows_of_tile());
-        let together = at_once.max(LATENT_PANELS) * WIDTH;
+        let together = at_once.max(VALUE_PANELS) * WIDTH;
         let mut packed = Scratch::take(together * weights.tiles().strip() / 2);
         let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut packed);
         let mut sums = Scratch::take(together * weights.rows());
@@ -101,7 +111,7 @@ impl Split<'_> {
             sums.fill([0.0; WIDTH]);
             for steps in products::strips(weights) {
                 let packed = &mut packed[..elements.len() * steps.len()];
-                self.pack_latents(elements.clone(), steps.clone(), packed);
+                self.pack_values(elements.clone(), steps.clone(), packed);
                 let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * steps.len()).collect();
                 for (panels, sums) in panels.chunks(at_once).zip(sums.chunks_mut(at_once * weights.rows())) {
                     products::add_strip(weights, weights.all(), steps.clone(), panels, sums);
@@ -110,14 +120,14 @@ impl Split<'_> {
             for (index, sums) in sums.chunks(at_once * weights.rows()).enumerate() {
                 each(weights, sums.len() / weights.rows(), sums, |query, panel, values| {
                     let to = query * length + elements.start + (index * at_once + panel) * WIDTH;
-                    latents[to..to + WIDTH].copy_from_slice(values);
+                    out[to..to + WIDTH].copy_from_slice(values);
                 });
             }
         }
     }
 
     /// Some elements of some rows, an even number, as panels in which rows are steps; zeros past those that are seen.
-    fn pack_latents(&self, elements: Range<usize>, rows: Range<usize>, to: &mut [u16]) {
+    fn pack_values(&self, elements: Range<usize>, rows: Range<usize>, to: &mut [u16]) {
         let length = WIDTH * rows.len();
         for (pair, first) in rows.step_by(2).enumerate() {
             let (a, b) = (self.elements(first, &elements), self.elements(first + 1, &elements));
@@ -131,7 +141,7 @@ impl Split<'_> {
     fn elements(&self, row: usize, elements: &Range<usize>) -> &[u16] {
         const UNSEEN: [u16; products::GROUP * WIDTH] = [0; _];
         match row < self.count {
-            true => &self.blocks[row / BLOCK][row % BLOCK * self.stride..][elements.clone()],
+            true => &self.values.blocks[row / BLOCK][row % BLOCK * self.values.stride..][elements.clone()],
             false => &UNSEEN[..elements.len()],
         }
     }

@@ -61,16 +61,20 @@ fn score(q: &[[f32; HEADS]], key: &[f32]) -> [f32; HEADS] {
 
 /// Merges the splits of one head, each `[max, sum, latents..]`, in ascending order: `out [r]`.
 pub(crate) fn merge_splits<'a>(splits: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
-    let (mut max, mut sum) = (f32::NEG_INFINITY, 0.0);
+    let mut so_far = [f32::NEG_INFINITY, 0.0];
     out.fill(0.0);
     for split in splits {
-        let larger = max.max(split[0]);
-        let (keep, take) = (libm::expf(max - larger), libm::expf(split[0] - larger));
-        sum = sum * keep + split[1] * take;
-        out.iter_mut().zip(&split[2..]).for_each(|(out, latent)| *out = *out * keep + latent * take);
-        max = larger;
+        merge_split(&mut so_far, out, [split[0], split[1]], &split[2..]);
     }
-    out.iter_mut().for_each(|out| *out /= sum);
+    out.iter_mut().for_each(|out| *out /= so_far[1]);
+}
+
+/// Merges one more split, `[max, sum]` and its values, into those before it.
+pub(crate) fn merge_split(so_far: &mut [f32; 2], sums: &mut [f32], split: [f32; 2], values: &[f32]) {
+    let larger = so_far[0].max(split[0]);
+    let (keep, take) = (libm::expf(so_far[0] - larger), libm::expf(split[0] - larger));
+    *so_far = [larger, so_far[1] * keep + split[1] * take];
+    sums.iter_mut().zip(values).for_each(|(sum, value)| *sum = *sum * keep + value * take);
 }
 
 #[cfg(test)]

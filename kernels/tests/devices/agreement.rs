@@ -37,7 +37,7 @@ fn run<D: Device>(device: &D, case: &Case) -> Vec<(&'static str, Vec<f32>)> {
         device.mla_queries(&model.mla, &batch, &q, &model.uk, out);
     });
     let o_lat = buffer(device, &numbers.vector(ROWS * shape.heads * shape.latent, 1.0));
-    of("mla_values", shape.heads * shape.value, &|out| device.mla_values(&model.mla, &o_lat, &model.uv, out));
+    of("mla_values", shape.heads * shape.value, &|out| device.mla_values(&model.mla, &batch, &o_lat, &model.uv, out));
     results.push(("grouped_ffn", grouped(device, &[&model.experts[2], &model.experts[0]], &values)));
     for (name, length) in [("attention 5", 5), ("attention 700", 700)] {
         let out = attend(device, case, length, &[length], false);
@@ -64,7 +64,7 @@ fn error(found: &[f32], expected: &[f32]) -> f64 {
     (difference / expected.iter().map(|expected| square(*expected)).sum::<f64>()).sqrt()
 }
 
-fn compare(found: &[(&str, Vec<f32>)], expected: &[(&str, Vec<f32>)], limit: f64) {
+pub(crate) fn compare(found: &[(&str, Vec<f32>)], expected: &[(&str, Vec<f32>)], limit: f64) {
     for ((name, found), (_, expected)) in found.iter().zip(expected) {
         assert_eq!(found.len(), expected.len(), "{name}");
         let error = error(found, expected);

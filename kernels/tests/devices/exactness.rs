@@ -62,7 +62,8 @@ fn rows_in_batches<D: Device>(device: &D, case: &Case) -> Vec<Vec<u32>> {
             device.mla_queries(&model.mla, &step(device, case, rows), &q, &model.uk, out);
         }),
         for_all_cuts(device, "mla_values", shape.heads * shape.value, |rows, out| {
-            device.mla_values(&model.mla, &some(&o_lat, rows, o_width), &model.uv, out);
+            let o_lat = some(&o_lat, rows.clone(), o_width);
+            device.mla_values(&model.mla, &step(device, case, rows), &o_lat, &model.uv, out);
         }),
     ]
 }

@@ -2,4 +2,5 @@
 
 mod agreement;
 mod exactness;
+mod expanded;
 mod support;

@@ -76,11 +76,12 @@ impl Case {
         let lm_head = self.matrix(device, &mut numbers, self.vocab, self.hidden);
         let experts = (0..4).map(|_| self.ffn(device, &mut numbers)).collect();
         // Stored [dn, r], as a slice of kv_b_proj.
-        let uk = self.heads(&mut numbers, 0.2, shape.nope, shape.latent);
-        let uk: Vec<Weight<'_>> = uk.iter().map(|head| self.weight(head, shape.nope).transpose()).collect();
+        let keys = self.heads(&mut numbers, 0.2, shape.nope, shape.latent);
+        let uk: Vec<Weight<'_>> = keys.iter().map(|head| self.weight(head, shape.nope).transpose()).collect();
         let scale = (3.0 / shape.latent as f32).sqrt();
-        let uv = self.heads(&mut numbers, scale, shape.value, shape.latent);
-        let uv: Vec<Weight<'_>> = uv.iter().map(|head| self.weight(head, shape.value)).collect();
+        let values = self.heads(&mut numbers, scale, shape.value, shape.latent);
+        let uv: Vec<Weight<'_>> = values.iter().map(|head| self.weight(head, shape.value)).collect();
+        let kv_b: Vec<u8> = keys.iter().zip(&values).flat_map(|(keys, values)| [&keys[..], values].concat()).collect();
         let omega: Vec<f64> = (0..shape.rope / 2).map(|at| 100f64.powf(-2.0 * at as f64 / shape.rope as f64)).collect();
         let rotary = device.load_rotary(RotaryTable::new(1200, &omega, 1.0)).unwrap();
         Model {
@@ -89,6 +90,7 @@ impl Case {
             experts,
             uk: device.load_heads(&uk).unwrap(),
             uv: device.load_heads(&uv).unwrap(),
+            kv_b: device.load_matrix(self.weight(&kv_b, shape.heads * (shape.nope + shape.value))).unwrap(),
             gain: buffer(device, &numbers.vector(self.hidden, 1.5)),
             latent_gain: buffer(device, &numbers.vector(shape.latent, 1.5)),
             mla: Mla { shape, rotary, scale: 0.3 },
@@ -112,6 +114,7 @@ pub(crate) struct Model<D: Device> {
     pub(crate) experts: Vec<Ffn<D::Matrix>>,
     pub(crate) uk: D::Heads,
     pub(crate) uv: D::Heads,
+    pub(crate) kv_b: D::Matrix,
     pub(crate) gain: D::Buffer,
     pub(crate) latent_gain: D::Buffer,
     pub(crate) mla: Mla<D::Rotary>,
@@ -140,7 +143,7 @@ pub(crate) fn output<D: Device>(device: &D, length: usize, op: impl FnOnce(&mut 
 }
 
 /// Positions of a sequence with blocks in descending order, so that no two neighbours are neighbours.
-fn rows<D: Device>(positions: std::ops::Range<usize>, blocks: &[u32]) -> StepRows {
+pub(crate) fn rows<D: Device>(positions: std::ops::Range<usize>, blocks: &[u32]) -> StepRows {
     let mut rows = StepRows::default();
     rows.push(&vec![0; positions.len()], positions.start, blocks, D::BLOCK);
     rows

@@ -42,6 +42,9 @@ pub struct AttentionConfig {
     pub max_logprobs: usize,
     /// Whether sequences begin with what the cache has of their prefix.
     pub prefix_cache: bool,
+    /// Whether bits must not depend on how rows come together. If they may, long spans of a prompt attend over expanded keys
+    /// and values, and every event says that it is inexact.
+    pub exact: bool,
     /// Ids that may be sampled; `None`: all of the vocabulary.
     pub allowed_tokens: Option<TokenMask>,
     /// How long a request without a deadline is repeated when its experts cannot be reached.
@@ -64,6 +67,7 @@ impl AttentionConfig {
             context_limit: None,
             max_logprobs: 256,
             prefix_cache: true,
+            exact: true,
             allowed_tokens: None,
             moe_retry_limit: Duration::from_secs(30),
             progress: Progress::default(),

@@ -38,6 +38,8 @@ pub(crate) struct Sequence {
     /// Since when its experts cannot be reached.
     pub(crate) stalled_since: Option<Instant>,
     pub(crate) mixed_numerics: bool,
+    /// Bits may depend on how its rows come together with others.
+    pub(crate) inexact: bool,
     pub(crate) span: Span,
     events: Events,
     _ticket: Ticket,
@@ -78,6 +80,7 @@ impl Sequence {
             started: false,
             stalled_since: None,
             mixed_numerics: false,
+            inexact: false,
             span,
             events,
             _ticket: ticket,
@@ -259,6 +262,6 @@ impl Sequence {
 
     fn send(&self, event: Event) {
         // A receiver that is gone is noticed at the next step boundary.
-        let _ = self.events.send(Ok(TokenEvent { event: Some(event) }));
+        let _ = self.events.send(Ok(TokenEvent { event: Some(event), inexact: self.inexact }));
     }
 }

@@ -36,6 +36,8 @@ pub struct AttentionService {
     identity: Identity,
     bounds: Bounds,
     total_blocks: u32,
+    /// Bits do not depend on how rows come together.
+    exact: bool,
     submit: mpsc::Sender<Sequence>,
     state: Arc<State>,
 }
@@ -66,7 +68,8 @@ impl AttentionService {
         config.mask(checkpoint.config().vocab)?;
         let blocks = config.blocks(block_bytes(&*device, checkpoint.config()))?;
         let positions = blocks as usize * D::BLOCK;
-        let size = TrunkSize { blocks, context_limit: config.context(checkpoint.config(), positions)? };
+        let context_limit = config.context(checkpoint.config(), positions)?;
+        let size = TrunkSize { blocks, context_limit, exact: config.exact };
         let trunk = DeviceTrunk::load(device, &checkpoint, size, &config.progress)?;
         Self::with_trunk(config, trunk, checkpoint.fingerprint(), moe, registry)
     }
@@ -107,10 +110,11 @@ impl AttentionService {
             metrics: Metrics::new(registry)?,
             trunk,
         });
+        let exact = config.exact;
         let thread = thread::Builder::new().name("attention".into());
         thread.spawn(move || engine.run()).map_err(AttentionError::Thread)?;
         let bounds = Bounds { vocab, context_limit, max_logprobs: config.max_logprobs };
-        Ok(Arc::new(Self { identity, bounds, total_blocks: blocks, submit, state }))
+        Ok(Arc::new(Self { identity, bounds, total_blocks: blocks, exact, submit, state }))
     }
 
     /// Starts a sequence. Dropping the stream cancels it at the next step boundary. To be called within a Tokio runtime.
@@ -130,7 +134,8 @@ impl AttentionService {
         telemetry::set_parent(&span, &request.traceparent);
         let (events, receiver) = unbounded_channel();
         let stream = TokenStream::new(receiver, request.budget);
-        let sequence = Sequence::new(request, events, span, ticket);
+        let mut sequence = Sequence::new(request, events, span, ticket);
+        sequence.inexact = !self.exact;
         match sequence.end() {
             Some(end) => sequence.finish(end),
             None => self.submit.send(sequence).map_err(|_| stopped())?,
@@ -219,7 +224,7 @@ impl Stream for TokenStream {
             }
             Poll::Pending => return Poll::Pending,
         };
-        self.finished = !matches!(&event, Ok(TokenEvent { event: Some(Event::Token(_) | Event::Prompt(_)) }));
+        self.finished = !matches!(&event, Ok(TokenEvent { event: Some(Event::Token(_) | Event::Prompt(_)), .. }));
         Poll::Ready(Some(event))
     }
 }

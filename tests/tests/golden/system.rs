@@ -77,7 +77,8 @@ impl<D: Device> System<D> {
             &Registry::new(),
         );
         let limit = config.max_position.min(2048);
-        let size = TrunkSize { blocks: u32::try_from(limit.div_ceil(D::BLOCK)).unwrap(), context_limit: limit };
+        let blocks = u32::try_from(limit.div_ceil(D::BLOCK)).unwrap();
+        let size = TrunkSize { blocks, context_limit: limit, exact: true };
         let trunk = DeviceTrunk::load(device(), &checkpoint, size, &Progress::default()).unwrap();
         Self { trunk: Some(trunk), dispatch, shards, checkpoint, _registrations: registrations }
     }

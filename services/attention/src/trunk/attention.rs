@@ -52,12 +52,15 @@ impl<D: Device> LayerAttention<'_, D> {
         self.device.linear(x, &self.weights.kv_a, &mut buffers.kv);
     }
 
-    /// Absorbed attention over the cache.
+    /// Attention over the cache: absorbed, and for the spans that are expanded not.
     fn attend(&self, buffers: &mut AttentionBuffers<D::Buffer>) {
         let Self { device, mla, batch, weights, .. } = self;
         let AttentionBuffers { q, absorbed, o_latent, o, .. } = buffers;
         device.mla_queries(mla, batch, q, &weights.uk, absorbed);
         device.mla_attention(mla, batch, (&*self.cache, self.layer), absorbed, o_latent);
-        device.mla_values(mla, o_latent, &weights.uv, o);
+        device.mla_values(mla, batch, o_latent, &weights.uv, o);
+        if let Some(kv_b) = &weights.kv_b {
+            device.mla_expanded(mla, batch, (&*self.cache, self.layer), q, kv_b, o);
+        }
     }
 }

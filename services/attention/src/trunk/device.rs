@@ -17,6 +17,8 @@ pub struct TrunkSize {
     pub blocks: u32,
     /// Longest sequence.
     pub context_limit: usize,
+    /// Whether bits must not depend on how rows come together: no keys and values are expanded.
+    pub exact: bool,
 }
 
 /// Weights and latent cache on a device.
@@ -24,6 +26,7 @@ pub struct DeviceTrunk<D: Device> {
     device: Arc<D>,
     shape: TrunkShape,
     eps: f32,
+    exact: bool,
     mla: Mla<D::Rotary>,
     weights: TrunkWeights<D>,
     cache: D::Cache,
@@ -57,14 +60,19 @@ impl<D: Device> DeviceTrunk<D> {
     ) -> Result<Self, AttentionError> {
         let config = checkpoint.config();
         let cache_bytes = u64::from(size.blocks) * block_bytes(&*device, config);
-        checkpoint.check_memory(trunk_bytes(checkpoint) + cache_bytes)?;
-        let weights = TrunkWeights::load(&*device, checkpoint, progress)?;
+        checkpoint.check_memory(trunk_bytes(checkpoint, size.exact) + cache_bytes)?;
+        if !size.exact && !device.expands() {
+            let expected = "true: this device has no attention over expanded keys and values";
+            return Err(AttentionError::config("exact", false, expected));
+        }
+        let weights = TrunkWeights::load(&*device, checkpoint, size.exact, progress)?;
         let mla = mla(&*device, config, size.context_limit).map_err(AttentionError::device("rotary table"))?;
         let cache = device
             .new_cache(config.layers, size.blocks as usize, &mla.shape)
             .map_err(AttentionError::device("latent cache"))?;
         Ok(Self {
             eps: config.rms_norm_eps,
+            exact: size.exact,
             shape: shape(&*device, config, size),
             device,
             mla,
@@ -124,7 +132,10 @@ impl<D: Device> Trunk for DeviceTrunk<D> {
         &self.shape
     }
 
-    fn begin(&mut self, rows: StepRows) -> Result<Segment, KernelError> {
+    fn begin(&mut self, mut rows: StepRows) -> Result<Segment, KernelError> {
+        if !self.exact {
+            rows.expand();
+        }
         self.device.load_batch(rows, &mut self.batch);
         self.device.embed(&self.weights.embed, &self.batch, &mut self.buffers.x);
         self.segment(0)

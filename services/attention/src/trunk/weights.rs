@@ -43,6 +43,8 @@ pub struct AttentionWeights<D: Device> {
     pub uk: D::Heads,
     /// Per head `[dv, r]`
     pub uv: D::Heads,
+    /// `[n · (dn + dv), r]`, where keys and values may be expanded.
+    pub kv_b: Option<D::Matrix>,
     /// `[H, n · dv]`
     pub out: D::Matrix,
 }
@@ -77,12 +79,13 @@ pub enum LayerFfn<M> {
 }
 
 impl<D: Device> TrunkWeights<D> {
-    /// Takes the weights over; the checkpoint's mapped pages are released tensor by tensor.
+    /// Takes the weights over; the checkpoint's mapped pages are released tensor by tensor. Unless the trunk is to be `exact`, it
+    /// also gets what expands keys and values.
     ///
     /// # Errors
     /// Names the tensor that is missing, mis-shaped or refused by the device.
-    pub fn load(device: &D, checkpoint: &Checkpoint, progress: &Progress) -> Result<Self, AttentionError> {
-        let mut loader = Loader { device, loading: Loading::new(checkpoint, progress, in_order(checkpoint)) };
+    pub fn load(device: &D, checkpoint: &Checkpoint, exact: bool, progress: &Progress) -> Result<Self, AttentionError> {
+        let mut loader = Loader { device, exact, loading: Loading::new(checkpoint, progress, in_order(checkpoint)) };
         let config = checkpoint.config();
         Ok(Self {
             embed: loader.table(&names::embed())?,
@@ -93,9 +96,15 @@ impl<D: Device> TrunkWeights<D> {
     }
 }
 
-/// Bytes of the trunk's tensors as stored.
-pub(crate) fn trunk_bytes(checkpoint: &Checkpoint) -> u64 {
-    checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed).map(|tensor| tensor.bytes).sum()
+/// Bytes of the trunk's tensors as stored; of those that expand keys and values twice, unless the trunk is `exact`.
+pub(crate) fn trunk_bytes(checkpoint: &Checkpoint, exact: bool) -> u64 {
+    let once = checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed).map(|tensor| tensor.bytes);
+    let again: Vec<String> = match exact {
+        true => Vec::new(),
+        false => (0..checkpoint.config().layers).map(|layer| names::layer(layer).kv_b_proj()).collect(),
+    };
+    let twice = checkpoint.tensors().filter(|tensor| again.iter().any(|name| name == tensor.name));
+    once.chain(twice.map(|tensor| tensor.bytes)).sum()
 }
 
 /// The trunk's tensors as they are used: layer by layer, within a layer as they lie in the files.
@@ -114,6 +123,7 @@ fn in_order(checkpoint: &Checkpoint) -> Vec<String> {
 
 struct Loader<'a, D> {
     device: &'a D,
+    exact: bool,
     loading: Loading<'a>,
 }
 
@@ -139,8 +149,18 @@ impl<D: Device> Loader<'_, D> {
         };
         let kv_a = self.matrix(&names.kv_a_proj())?;
         let kv_norm = self.vector(&names.kv_a_norm())?;
+        let kv_b = self.kv_b(&names.kv_b_proj())?;
         let (uk, uv) = self.split_heads(&names.kv_b_proj())?;
-        Ok(AttentionWeights { query, kv_a, kv_norm, uk, uv, out: self.matrix(&names.o_proj())? })
+        Ok(AttentionWeights { query, kv_a, kv_norm, uk, uv, kv_b, out: self.matrix(&names.o_proj())? })
+    }
+
+    /// The matrix that expands keys and values, unless the trunk is exact.
+    fn kv_b(&mut self, name: &str) -> Result<Option<D::Matrix>, AttentionError> {
+        if self.exact {
+            return Ok(None);
+        }
+        let weight = self.loading.weight(name)?;
+        self.device.load_matrix(weight).map(Some).map_err(AttentionError::device(name))
     }
 
     /// `[n · (dn + dv), r]` → per head the key part, transposed, and the value part (MODEL §2, row layouts).

@@ -4,4 +4,5 @@ mod bits;
 mod common;
 mod device;
 mod grpc;
+mod inexact;
 mod service;

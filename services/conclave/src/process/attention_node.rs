@@ -30,6 +30,10 @@ pub struct AttentionArgs {
     /// Keep no latents for other sequences with the same prefix.
     #[arg(long, env = "CONCLAVE_NO_PREFIX_CACHE")]
     pub no_prefix_cache: bool,
+    /// Let bits depend on how rows come together where that is faster: prompts attend over expanded keys and values.
+    /// Responses then say that they are not exact.
+    #[arg(long, env = "CONCLAVE_NO_EXACT")]
+    pub no_exact: bool,
     /// Sequences that run at the same time; more wait.
     #[arg(long, env = "CONCLAVE_MAX_RUNNING", value_name = "N", default_value = "64")]
     pub max_running: usize,
@@ -54,6 +58,7 @@ impl AttentionArgs {
         AttentionConfig {
             cache: CacheSize::Bytes(self.cache_mib << 20),
             prefix_cache: !self.no_prefix_cache,
+            exact: !self.no_exact,
             max_running: self.max_running,
             max_waiting: self.max_waiting,
             step_tokens: self.step_tokens.max(self.max_running),

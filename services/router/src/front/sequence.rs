@@ -33,7 +33,7 @@ pub(crate) struct Sequence {
     tries: u32,
     /// Prompt positions below this one have been reported.
     scored: u32,
-    /// Whether replicas of several numerics ids took part.
+    /// Whether replicas of several numerics ids took part, or one that is not exact.
     mixed: bool,
 }
 
@@ -216,7 +216,8 @@ impl Running {
             loop {
                 let next = timeout_at(self.sequence.deadline, self.attempt.events.next()).await;
                 let error = match next.map_err(|_| self.sequence.late())? {
-                    Some(Ok(TokenEvent { event: Some(event) })) => {
+                    Some(Ok(TokenEvent { event: Some(event), inexact })) => {
+                        self.sequence.mixed |= inexact;
                         let last = matches!(event, Event::Finished(_));
                         if let Some(event) = self.sequence.accept(event)? {
                             yield (event, !self.sequence.mixed);
@@ -226,7 +227,7 @@ impl Running {
                         }
                         continue;
                     }
-                    Some(Ok(TokenEvent { event: None })) => continue,
+                    Some(Ok(TokenEvent { event: None, .. })) => continue,
                     Some(Err(error)) => error,
                     None => Error::new(ErrorKind::Unavailable, "attention ended its stream before the sequence"),
                 };

@@ -166,7 +166,7 @@ impl Replica {
             // The whole guard moves in here, not one field of it.
             let guard = &mut guard;
             guard.left -= 1;
-            event.map(|event| TokenEvent { event: Some(event) })
+            event.map(|event| TokenEvent { event: Some(event), inexact: false })
         });
         Ok(events.boxed())
     }

@@ -12,7 +12,7 @@ use conclave_attention::{AttentionConfig, AttentionService, CacheSize, TokenStre
 use conclave_kernels::{Cpu, Device, Pool, Reference};
 use conclave_model::{Checkpoint, Progress};
 use conclave_proto::InstanceId;
-use conclave_proto::v1::{Sampling, ScoredToken, SequenceFinished, SequenceRequest, TokenEvent, token_event::Event};
+use conclave_proto::v1::{Sampling, ScoredToken, SequenceFinished, SequenceRequest, token_event::Event};
 use conclave_serve::Error;
 use futures::StreamExt;
 use prometheus::Registry;
@@ -64,7 +64,7 @@ pub(crate) fn start_on<D: Device>(device: Arc<D>, shape: &Shape, change: impl Fn
 
 /// The trunk alone.
 pub(crate) fn trunk<D: Device>(device: Arc<D>, checkpoint: &Checkpoint, context_limit: usize) -> DeviceTrunk<D> {
-    let size = TrunkSize { blocks: context_limit.div_ceil(64) as u32, context_limit };
+    let size = TrunkSize { blocks: context_limit.div_ceil(64) as u32, context_limit, exact: true };
     DeviceTrunk::load(device, checkpoint, size, &Progress::default()).expect("loads")
 }
 
@@ -135,7 +135,7 @@ pub(crate) async fn collect(stream: TokenStream) -> Answer {
     let mut stream = Box::pin(stream);
     while let Some(event) = tokio::time::timeout(PATIENCE, stream.next()).await.expect("the stream hangs") {
         assert!(answer.finished.is_none() && answer.error.is_none(), "an event after the last");
-        match event.map(|TokenEvent { event }| event) {
+        match event.map(|event| event.event) {
             Ok(Some(Event::Prompt(scores))) => {
                 assert!(answer.tokens.is_empty(), "scores after a token");
                 answer.scores.extend(scores.tokens);

@@ -170,9 +170,18 @@ impl<D: Device> Profiled<D> {
     /// Each sequence's latents once; for every pair of a row and a position that is not after it, each head's query for the
     /// score and its output for the sum.
     fn attention(&self, shape: &MlaShape, rows: &Rows) -> (Operation, Work) {
-        let bytes = rows.positions * self.position_bytes.load(Ordering::Relaxed);
+        let bytes = rows.absorbed.positions * self.position_bytes.load(Ordering::Relaxed);
         let of_pair = shape.heads * (shape.cached() + shape.latent);
-        (plain("mla_attention"), Work { bytes: bytes as f64, flops: 2.0 * (rows.pairs * of_pair) as f64 })
+        (plain("mla_attention"), Work { bytes: bytes as f64, flops: 2.0 * (rows.absorbed.pairs * of_pair) as f64 })
+    }
+
+    /// Each expanded sequence's latents once, its keys and values, and the same for every pair.
+    fn expanded(&self, shape: &MlaShape, rows: &Rows) -> (Operation, Work) {
+        let bytes = rows.expanded.positions * self.position_bytes.load(Ordering::Relaxed);
+        let of_pair = shape.heads * (shape.nope + shape.rope + shape.value);
+        let of_position = shape.heads * (shape.nope + shape.value) * shape.latent;
+        let flops = 2.0 * (rows.expanded.pairs * of_pair + rows.expanded.positions * of_position) as f64;
+        (plain("mla_expanded"), Work { bytes: bytes as f64, flops })
     }
 }
 
@@ -180,6 +189,13 @@ impl<D: Device> Profiled<D> {
 #[derive(Debug, Default)]
 struct Rows {
     count: usize,
+    absorbed: Attended,
+    expanded: Attended,
+}
+
+/// What rows attend to.
+#[derive(Debug, Default)]
+struct Attended {
     /// Positions that any row attends to.
     positions: usize,
     /// Pairs of a row and a position that it attends to.
@@ -189,9 +205,10 @@ struct Rows {
 impl Rows {
     fn of(rows: &StepRows) -> Self {
         let mut all = Self { count: rows.len(), ..Self::default() };
-        for RowSpan { rows, first_position, .. } in &rows.spans {
-            all.positions += first_position + rows;
-            all.pairs += rows * first_position + rows * (rows + 1) / 2;
+        for RowSpan { rows, first_position, expanded, .. } in &rows.spans {
+            let attended = if *expanded { &mut all.expanded } else { &mut all.absorbed };
+            attended.positions += first_position + rows;
+            attended.pairs += rows * first_position + rows * (rows + 1) / 2;
         }
         all
     }
@@ -386,10 +403,34 @@ impl<D: Device> Device for Profiled<D> {
         self.recorder.time(note, || self.device.mla_attention(mla, &batch.batch, cache, q, out));
     }
 
-    fn mla_values(&self, mla: &Mla<D::Rotary>, o_lat: &D::Buffer, uv: &Self::Heads, out: &mut D::Buffer) {
+    fn mla_values(
+        &self,
+        mla: &Mla<D::Rotary>,
+        batch: &Self::Batch,
+        o_lat: &D::Buffer,
+        uv: &Self::Heads,
+        out: &mut D::Buffer,
+    ) {
         let rows = self.device.length(o_lat) / (mla.shape.heads * mla.shape.latent).max(1);
         let note = |_: &_| uv.product("mla_values", rows, self.activation().size());
-        self.recorder.time(note, || self.device.mla_values(mla, o_lat, &uv.heads, out));
+        self.recorder.time(note, || self.device.mla_values(mla, &batch.batch, o_lat, &uv.heads, out));
+    }
+
+    fn expands(&self) -> bool {
+        self.device.expands()
+    }
+
+    fn mla_expanded(
+        &self,
+        mla: &Mla<D::Rotary>,
+        batch: &Self::Batch,
+        cache: (&D::Cache, usize),
+        q: &D::Buffer,
+        kv_b: &D::Matrix,
+        out: &mut D::Buffer,
+    ) {
+        let note = |_: &_| self.expanded(&mla.shape, &batch.rows);
+        self.recorder.time(note, || self.device.mla_expanded(mla, &batch.batch, cache, q, kv_b, out));
     }
 }
 
