@@ -7,8 +7,10 @@ VENV    := .venv
 PYTHON  ?= python3
 MODEL   ?= tests/fixtures/demo-model
 BENCH_MODEL ?= target/bench/lite6
+# The CUDA compiler: CUDA_HOME if that is set, else one installed under target/; empty where that fails.
+CUDA_COMPILER = $${CUDA_HOME:-$$(deploy/install-cuda-compiler.sh target/cuda-compiler)}
 
-.PHONY: help run test unit e2e check bench cluster golden deps clean
+.PHONY: help run test unit kernels e2e check bench cluster golden deps clean
 
 help: ## what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
@@ -19,11 +21,14 @@ run: ## serve a model in one process (MODEL=dir, default: the demo checkpoint)
 build:
 	$(CARGO) build --release --locked --workspace
 
-test: deps build ## all tests: unit, golden and end to end (installs etcd and the Python clients if missing)
+test: deps build kernels ## all tests: unit, kernels, golden and end to end (installs etcd, Python clients, CUDA compiler if missing)
 	CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test --release --locked --workspace
 
 unit: ## unit tests only
 	$(CARGO) test --release --locked --workspace --exclude conclave-tests
+
+kernels: ## tests of the CUDA kernels, on the processor and with the CUDA compiler (REQUIRE_NVCC=1: fail without it)
+	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test --release --locked -p conclave-kernels --features cuda-shim --test cuda --test cubins
 
 e2e: deps build ## end-to-end tests only
 	CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test --release --locked -p conclave-tests
@@ -38,7 +43,9 @@ $(VENV)/.installed: tests/clients/requirements.txt
 
 check: ## formatting, lints, licences, documentation
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --release --locked --workspace --all-targets --features conclave-kernels/cuda-shim -- -D warnings
+	@home="$(CUDA_COMPILER)"; if [ -z "$$home" ]; then echo "SKIP lints of feature cuda: no CUDA compiler"; else \
+		CUDA_HOME="$$home" $(CARGO) clippy --release --locked -p conclave-kernels --features cuda -- -D warnings; fi
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check licenses bans sources

@@ -5,8 +5,8 @@ pub mod activation;
 mod arena;
 mod cache;
 pub mod cell_tree;
-
 mod cpu;
+pub mod cuda;
 mod device;
 mod dtype;
 mod grid;

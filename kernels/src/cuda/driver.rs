@@ -1,0 +1,128 @@
+//! What the CUDA device needs of the machine below it: memory, and a queue of launches.
+
+use std::ops::Range;
+
+/// A device's memory and its queue of work. Calls on one driver run in order.
+pub trait Driver: Send + Sync + 'static {
+    /// Memory of the device, freed on drop.
+    type Memory: Send + Sync + 'static;
+
+    /// The chip, for the numerics id.
+    fn name(&self) -> String;
+    /// Multiprocessors of the chip.
+    fn multiprocessors(&self) -> usize;
+    /// Memory of `bytes` bytes, at a multiple of 256, with anything in it.
+    ///
+    /// # Errors
+    /// When the device has not as much.
+    fn allocate(&self, bytes: usize) -> Result<Self::Memory, CudaError>;
+    /// Writes zeros.
+    ///
+    /// # Errors
+    /// When the device fails. Ranges past the end of `memory` are a bug of the caller and panic, here and below.
+    fn zero(&self, memory: &Self::Memory, range: Range<usize>) -> Result<(), CudaError>;
+    /// Writes `bytes` at `offset`; they may be used again when it returns.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn upload(&self, memory: &Self::Memory, offset: usize, bytes: &[u8]) -> Result<(), CudaError>;
+    /// Waits for what was queued before, then reads from `offset`.
+    ///
+    /// # Errors
+    /// When the device fails, or a launch before failed.
+    fn download(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError>;
+    /// Where the memory begins on the device.
+    fn address(&self, memory: &Self::Memory) -> u64;
+    /// Queues a kernel. Every address among its arguments must lie in memory that lives until a later
+    /// [`Driver::download`] has returned.
+    ///
+    /// # Errors
+    /// When there is no such kernel, or it cannot be launched so.
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError>;
+}
+
+/// A kernel to run, on how many threads.
+#[derive(Debug, Clone, Copy)]
+pub struct Launch<'a> {
+    /// Its name.
+    pub kernel: &'a str,
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block along x, y and z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: u32,
+    /// Its arguments.
+    pub arguments: &'a [Arg<'a>],
+}
+
+/// One argument of a kernel.
+#[derive(Debug, Clone, Copy)]
+pub enum Arg<'a> {
+    /// A pointer to memory of the device.
+    Address(u64),
+    /// `u32`
+    U32(u32),
+    /// `int32_t`
+    I32(i32),
+    /// `u64`
+    U64(u64),
+    /// `float`
+    F32(f32),
+    /// A struct passed by value, as it lies in memory.
+    Bytes(&'a [u8]),
+}
+
+impl Arg<'_> {
+    /// The argument as it lies in memory.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Address(value) | Self::U64(value) => bytemuck::bytes_of(value),
+            Self::U32(value) => bytemuck::bytes_of(value),
+            Self::I32(value) => bytemuck::bytes_of(value),
+            Self::F32(value) => bytemuck::bytes_of(value),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+impl From<u32> for Arg<'_> {
+    fn from(value: u32) -> Self {
+        Self::U32(value)
+    }
+}
+
+impl From<u64> for Arg<'_> {
+    fn from(value: u64) -> Self {
+        Self::U64(value)
+    }
+}
+
+impl From<f32> for Arg<'_> {
+    fn from(value: f32) -> Self {
+        Self::F32(value)
+    }
+}
+
+/// What can go wrong on a CUDA device.
+#[derive(Debug, thiserror::Error)]
+pub enum CudaError {
+    /// The machine lacks the driver's library or a GPU.
+    #[error("CUDA: {missing} is missing: {detail}")]
+    Missing { missing: &'static str, detail: String },
+    /// A kernel that there is no code for.
+    #[error("kernel {kernel}: not found in {searched}")]
+    NoKernel { kernel: String, searched: String },
+    /// A launch that was refused or failed.
+    #[error("kernel {kernel}: {detail}")]
+    Launch { kernel: String, detail: String },
+    /// The device has not as much memory.
+    #[error("device memory: asked for {bytes} bytes: {detail}")]
+    Memory { bytes: usize, detail: String },
+    /// Another call of the driver failed.
+    #[error("{what}: {detail}")]
+    Device { what: &'static str, detail: String },
+    /// A kernel's code on disk cannot be read.
+    #[error("kernel code {path}: {source}")]
+    Code { path: String, source: std::io::Error },
+}

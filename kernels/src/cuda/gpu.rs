@@ -1,0 +1,315 @@
+//! The driver on a GPU.
+
+use std::{
+    collections::HashMap,
+    ffi::{CString, c_void},
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use cudarc::driver::{
+    CudaContext, CudaStream, DriverError, result,
+    sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule},
+};
+
+use super::{CudaError, Driver, Launch};
+
+/// Code of all kernels: file name, chip, cubin.
+const CUBINS: &[(&str, &str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
+/// Dynamic shared memory that every kernel may have; more must be asked for.
+const SHARED: u32 = 48 << 10;
+
+/// Which GPU, and where its code comes from.
+#[derive(Debug, Clone, Default)]
+pub struct GpuOptions {
+    /// Index among the GPUs that this process sees.
+    pub ordinal: usize,
+    /// A directory whose cubins take the place of those built in, by file name (`linear.sm_90a.cubin`). The services take
+    /// it from `KERNEL_DIR`.
+    pub kernel_dir: Option<PathBuf>,
+}
+
+/// One GPU with one queue.
+pub struct Gpu {
+    device: Arc<Device>,
+    modules: Vec<Module>,
+    functions: Mutex<HashMap<String, Function>>,
+    name: String,
+    chip: &'static str,
+    multiprocessors: usize,
+}
+
+/// What memory needs to live.
+struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+}
+
+impl Device {
+    fn bind(&self) -> Result<(), CudaError> {
+        self.context.bind_to_thread().map_err(|error| device("bind the CUDA context", &error))
+    }
+}
+
+struct Module(CUmodule);
+
+// SAFETY: a handle that the CUDA driver lets any thread use.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: CUfunction,
+    /// Dynamic shared memory that it may have.
+    shared: u32,
+}
+
+// SAFETY: a handle that the CUDA driver lets any thread use.
+unsafe impl Send for Function {}
+
+/// Memory of a GPU.
+pub struct GpuMemory {
+    device: Arc<Device>,
+    address: u64,
+    bytes: usize,
+}
+
+impl GpuMemory {
+    fn at(&self, range: Range<usize>) -> u64 {
+        assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
+        self.address + range.start as u64
+    }
+}
+
+impl Drop for GpuMemory {
+    fn drop(&mut self) {
+        if self.bytes == 0 {
+            return;
+        }
+        // SAFETY: from malloc_sync, and not used any more; the call waits for kernels under way.
+        let freed = self.device.context.bind_to_thread().and_then(|()| unsafe { result::free_sync(self.address) });
+        if let Err(error) = freed {
+            tracing::warn!(%error, bytes = self.bytes, "cannot free device memory");
+        }
+    }
+}
+
+fn device(what: &'static str, error: &DriverError) -> CudaError {
+    CudaError::Device { what, detail: error.to_string() }
+}
+
+impl Gpu {
+    /// Opens a GPU and loads the code of all kernels for its chip.
+    ///
+    /// # Errors
+    /// Names what is missing: the driver's library, a GPU, or code for its chip.
+    pub fn new(options: &GpuOptions) -> Result<Self, CudaError> {
+        // SAFETY: only opens and closes the library.
+        if !unsafe { sys::is_culib_present() } {
+            let detail = "the library of NVIDIA's driver was not found".to_owned();
+            return Err(CudaError::Missing { missing: "libcuda", detail });
+        }
+        let gpu = |error: DriverError| CudaError::Missing { missing: "a GPU", detail: error.to_string() };
+        let context = CudaContext::new(options.ordinal).map_err(gpu)?;
+        let stream = context.new_stream().map_err(|error| device("make a CUDA stream", &error))?;
+        let name = context.name().map_err(|error| device("ask for the GPU's name", &error))?;
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(attribute).map_err(|error| device("count multiprocessors", &error))?;
+        let capability = context.compute_capability().map_err(|error| device("ask for the GPU's kind", &error))?;
+        let chip = chip(capability)?;
+        let modules = load(chip, options.kernel_dir.as_deref())?;
+        Ok(Self {
+            device: Arc::new(Device { context, stream }),
+            modules,
+            functions: Mutex::default(),
+            name,
+            chip,
+            multiprocessors: multiprocessors as usize,
+        })
+    }
+
+    fn function(&self, launch: &Launch<'_>) -> Result<CUfunction, CudaError> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if !functions.contains_key(launch.kernel) {
+            let handle = self.find(launch.kernel)?;
+            functions.insert(launch.kernel.to_owned(), Function { handle, shared: SHARED });
+        }
+        let function = functions.get_mut(launch.kernel).expect("put in above");
+        if launch.shared > function.shared {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of a module that lives as long as this.
+            unsafe { result::function::set_function_attribute(function.handle, attribute, launch.shared as i32) }
+                .map_err(|error| failed(launch.kernel, &error))?;
+            function.shared = launch.shared;
+        }
+        Ok(function.handle)
+    }
+
+    fn find(&self, kernel: &str) -> Result<CUfunction, CudaError> {
+        let missing =
+            || CudaError::NoKernel { kernel: kernel.to_owned(), searched: format!("the code for {}", self.chip) };
+        let name = CString::new(kernel).map_err(|_| missing())?;
+        // SAFETY: modules that live as long as this.
+        let of = |module: &Module| unsafe { result::module::get_function(module.0, name.clone()) }.ok();
+        self.modules.iter().find_map(of).ok_or_else(missing)
+    }
+
+    fn wait(&self) -> Result<(), CudaError> {
+        self.device.stream.synchronize().map_err(|error| device("wait for the GPU", &error))
+    }
+}
+
+fn failed(kernel: &str, error: &DriverError) -> CudaError {
+    CudaError::Launch { kernel: kernel.to_owned(), detail: error.to_string() }
+}
+
+/// The code that runs on a chip of this compute capability.
+fn chip((major, minor): (i32, i32)) -> Result<&'static str, CudaError> {
+    match major {
+        8 => Ok("sm_80"),
+        9 => Ok("sm_90a"),
+        _ => {
+            let detail = format!("this GPU is of compute capability {major}.{minor}, expected 8.x or 9.0");
+            Err(CudaError::Missing { missing: "kernel code for this GPU", detail })
+        }
+    }
+}
+
+fn load(chip: &str, kernel_dir: Option<&Path>) -> Result<Vec<Module>, CudaError> {
+    let of_chip = CUBINS.iter().filter(|(_, of, _)| *of == chip);
+    of_chip
+        .map(|(file, _, built_in)| {
+            let replacement = kernel_dir.map(|directory| directory.join(file)).filter(|path| path.exists());
+            let code = match replacement {
+                None => built_in.to_vec(),
+                Some(path) => std::fs::read(&path)
+                    .map_err(|source| CudaError::Code { path: path.display().to_string(), source })?,
+            };
+            // SAFETY: a whole cubin, which says how long it is.
+            let module = unsafe { result::module::load_data(code.as_ptr().cast()) };
+            module.map(Module).map_err(|error| device("load the code of kernels", &error))
+        })
+        .collect()
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        if self.device.context.bind_to_thread().is_err() || self.device.stream.synchronize().is_err() {
+            return;
+        }
+        for module in &self.modules {
+            // SAFETY: no kernel of it runs any more. What cannot be unloaded goes with the context.
+            let _ = unsafe { result::module::unload(module.0) };
+        }
+    }
+}
+
+impl Driver for Gpu {
+    type Memory = GpuMemory;
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.multiprocessors
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<GpuMemory, CudaError> {
+        self.device.bind()?;
+        let address = match bytes {
+            0 => 0,
+            // SAFETY: owned by what is returned; nothing reads it as any type before it is written.
+            _ => unsafe { result::malloc_sync(bytes) }
+                .map_err(|error| CudaError::Memory { bytes, detail: error.to_string() })?,
+        };
+        Ok(GpuMemory { device: self.device.clone(), address, bytes })
+    }
+
+    fn zero(&self, memory: &GpuMemory, range: Range<usize>) -> Result<(), CudaError> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        self.device.bind()?;
+        let stream = self.device.stream.cu_stream();
+        // SAFETY: inside the memory, as checked by `at`.
+        unsafe { result::memset_d8_async(memory.at(range.clone()), 0, range.len(), stream) }
+            .map_err(|error| device("clear device memory", &error))
+    }
+
+    fn upload(&self, memory: &GpuMemory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
+        let to = memory.at(offset..offset + bytes.len());
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.device.bind()?;
+        // SAFETY: inside the memory. `bytes` are pageable, so that the call copies them before it returns.
+        unsafe { result::memcpy_htod_async(to, bytes, self.device.stream.cu_stream()) }
+            .map_err(|error| device("copy to the GPU", &error))
+    }
+
+    fn download(&self, memory: &GpuMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        let from = memory.at(offset..offset + bytes.len());
+        self.device.bind()?;
+        if !bytes.is_empty() {
+            // SAFETY: inside the memory; `bytes` is ours until the copy is waited for, below.
+            unsafe { result::memcpy_dtoh_async(bytes, from, self.device.stream.cu_stream()) }
+                .map_err(|error| device("copy from the GPU", &error))?;
+        }
+        self.wait()
+    }
+
+    fn address(&self, memory: &GpuMemory) -> u64 {
+        memory.address
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        self.device.bind()?;
+        let function = self.function(launch)?;
+        let mut arguments: Vec<*mut c_void> =
+            launch.arguments.iter().map(|argument| argument.bytes().as_ptr().cast_mut().cast()).collect();
+        let ([x, y, z], [tx, ty, tz]) = (launch.grid, launch.block);
+        let stream = self.device.stream.cu_stream();
+        // SAFETY: the driver copies the arguments before it returns; addresses among them are the caller's to keep right.
+        unsafe { result::launch_kernel(function, (x, y, z), (tx, ty, tz), launch.shared, stream, &mut arguments) }
+            .map_err(|error| failed(launch.kernel, &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named() {
+        match Gpu::new(&GpuOptions { ordinal: 4096, kernel_dir: None }) {
+            Err(error @ CudaError::Missing { missing: "libcuda" | "a GPU", .. }) => {
+                assert!(error.to_string().starts_with("CUDA: "), "{error}");
+            }
+            Err(error) => panic!("{error}"),
+            Ok(_) => panic!("a machine with 4097 GPUs"),
+        }
+    }
+
+    #[test]
+    fn chips_run_code_of_their_kind() {
+        assert_eq!(chip((8, 6)).unwrap(), "sm_80");
+        assert_eq!(chip((9, 0)).unwrap(), "sm_90a");
+        let error = chip((7, 5)).unwrap_err().to_string();
+        assert!(error.contains("compute capability 7.5, expected 8.x or 9.0"), "{error}");
+    }
+
+    /// Every cubin is an ELF file for NVIDIA's machine (190).
+    #[test]
+    fn code_is_built_in() {
+        for chip in ["sm_80", "sm_90a"] {
+            let of_chip: Vec<_> = CUBINS.iter().filter(|(_, of, _)| *of == chip).collect();
+            assert!(of_chip.len() >= 10, "{} files for {chip}", of_chip.len());
+            for (file, _, code) in of_chip {
+                assert!(code.starts_with(b"\x7fELF") && code[18] == 190, "{file}");
+            }
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! CUDA: kernels in `cuda/`, run by a [`Driver`]: on a GPU, or on the shim, which runs the very same code on the processor.
+#![allow(unsafe_code)]
+
+mod driver;
+#[cfg(feature = "cuda")]
+mod gpu;
+pub mod plain;
+#[cfg(feature = "cuda-shim")]
+mod shim;
+
+pub use driver::{Arg, CudaError, Driver, Launch};
+#[cfg(feature = "cuda")]
+pub use gpu::{Gpu, GpuMemory, GpuOptions};
+#[cfg(feature = "cuda-shim")]
+pub use shim::{Shim, ShimMemory};

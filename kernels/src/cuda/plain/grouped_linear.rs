@@ -1,0 +1,54 @@
+//! `grouped_linear.cu`
+
+use super::{Address, kernel, linear::tiles};
+
+kernel! {
+    /// `y = x · Wᵀ` where each group of rows has a matrix of its own.
+    GroupedLinear("grouped_linear") {
+        /// bf16 `[P, inner]`
+        x: Address,
+        /// Addresses `[X]` of bf16 `[outputs, inner]`.
+        weights: Address,
+        /// u32 `[X + 1]`: group `g` has rows `offsets[g]..offsets[g + 1]`.
+        offsets: Address,
+        /// f32 `[P, outputs]`
+        y: Address,
+        /// Inputs.
+        inner: u32,
+        /// Outputs.
+        outputs: u32,
+    } over {
+        /// Groups `X`, at most 65,535.
+        groups: u32,
+        /// Rows of the largest group, at most 2^20.
+        largest: u32,
+    }
+    => |it| tiles(it.largest, it.outputs, it.groups)
+}
+
+kernel! {
+    /// The same with weights in FP8 e4m3, a scale for each block of 128 x 128. The chain of 128 inputs is multiplied by its
+    /// scale; these products are added in ascending order.
+    GroupedLinearFp8("grouped_linear_fp8") {
+        /// bf16 `[P, inner]`
+        x: Address,
+        /// Addresses `[X]` of e4m3 `[outputs, inner]`.
+        weights: Address,
+        /// Addresses `[X]` of f32 `[ceil(outputs / 128), ceil(inner / 128)]`.
+        scales: Address,
+        /// u32 `[X + 1]`: group `g` has rows `offsets[g]..offsets[g + 1]`.
+        offsets: Address,
+        /// f32 `[P, outputs]`
+        y: Address,
+        /// Inputs.
+        inner: u32,
+        /// Outputs.
+        outputs: u32,
+    } over {
+        /// Groups `X`, at most 65,535.
+        groups: u32,
+        /// Rows of the largest group, at most 2^20.
+        largest: u32,
+    }
+    => |it| tiles(it.largest, it.outputs, it.groups)
+}

@@ -1,0 +1,142 @@
+//! The driver on the shim: kernels as C++ on this machine's processor, for tests without a GPU.
+
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_void},
+    ops::Range,
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use super::{CudaError, Driver, Launch};
+
+/// Runs kernels on fibres. Blocks, warps and lanes take turns as the seed decides.
+#[derive(Debug, Default)]
+pub struct Shim {
+    seed: AtomicU64,
+}
+
+impl Shim {
+    /// A driver whose schedules come from `seed`.
+    pub fn new(seed: u64) -> Self {
+        Self { seed: AtomicU64::new(seed) }
+    }
+
+    /// Sets the seed of the next launch; each launch adds one to it.
+    pub fn set_seed(&self, seed: u64) {
+        self.seed.store(seed, Ordering::Relaxed);
+    }
+}
+
+/// Memory of the shim: NaN at first, between two guards that are looked at when it is freed.
+#[derive(Debug)]
+pub struct ShimMemory {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the memory is owned; who shares it goes through the driver, as with a GPU's.
+unsafe impl Send for ShimMemory {}
+// SAFETY: as above.
+unsafe impl Sync for ShimMemory {}
+
+impl ShimMemory {
+    fn at(&self, range: Range<usize>) -> *mut u8 {
+        assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
+        // SAFETY: inside, as checked.
+        unsafe { self.start.add(range.start).as_ptr() }
+    }
+}
+
+impl Drop for ShimMemory {
+    fn drop(&mut self) {
+        // SAFETY: from conclave_shim_allocate with this size, and not used any more.
+        let whole = unsafe { conclave_shim_free(self.start.as_ptr().cast(), self.bytes) } == 1;
+        assert!(whole || std::thread::panicking(), "a kernel wrote outside a buffer of {} bytes", self.bytes);
+    }
+}
+
+impl Driver for Shim {
+    type Memory = ShimMemory;
+
+    fn name(&self) -> String {
+        "shim".to_owned()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        4
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<ShimMemory, CudaError> {
+        // SAFETY: gives memory of its own, or null.
+        let start = NonNull::new(unsafe { conclave_shim_allocate(bytes) }.cast());
+        let missing = || CudaError::Memory { bytes, detail: "the system has not as much".to_owned() };
+        Ok(ShimMemory { start: start.ok_or_else(missing)?, bytes })
+    }
+
+    fn zero(&self, memory: &ShimMemory, range: Range<usize>) -> Result<(), CudaError> {
+        // SAFETY: inside the memory, as checked by `at`.
+        unsafe { memory.at(range.clone()).write_bytes(0, range.len()) };
+        Ok(())
+    }
+
+    fn upload(&self, memory: &ShimMemory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
+        let to = memory.at(offset..offset + bytes.len());
+        // SAFETY: inside the memory, as checked by `at`.
+        unsafe { to.copy_from(bytes.as_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn download(&self, memory: &ShimMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        let from = memory.at(offset..offset + bytes.len());
+        // SAFETY: inside the memory, as checked by `at`.
+        unsafe { from.copy_to(bytes.as_mut_ptr(), bytes.len()) };
+        Ok(())
+    }
+
+    fn address(&self, memory: &ShimMemory) -> u64 {
+        memory.at(0..0) as u64
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        let failed = |detail: &str| CudaError::Launch { kernel: launch.kernel.to_owned(), detail: detail.to_owned() };
+        let kernel = CString::new(launch.kernel).map_err(|_| failed("a name with a zero byte"))?;
+        let arguments: Vec<&[u8]> = launch.arguments.iter().map(|argument| argument.bytes()).collect();
+        let pointers: Vec<*const c_void> = arguments.iter().map(|bytes| bytes.as_ptr().cast()).collect();
+        let sizes: Vec<usize> = arguments.iter().map(|bytes| bytes.len()).collect();
+        let host = HostLaunch {
+            kernel: kernel.as_ptr(),
+            grid: launch.grid,
+            block: launch.block,
+            shared: launch.shared,
+            arguments: pointers.as_ptr(),
+            sizes: sizes.as_ptr(),
+            count: sizes.len(),
+            seed: self.seed.fetch_add(1, Ordering::Relaxed),
+        };
+        let mut message = [0; 512];
+        // SAFETY: all pointers lead to what lives until the call returns; addresses among the arguments are the caller's
+        // to keep right, as on a GPU.
+        let status = unsafe { conclave_shim_launch(&host, message.as_mut_ptr().cast(), message.len()) };
+        let detail = CStr::from_bytes_until_nul(&message).map_or("", |text| text.to_str().unwrap_or(""));
+        if status == 0 { Ok(()) } else { Err(failed(detail)) }
+    }
+}
+
+/// `ConclaveShimLaunch` of `cuda/shim/launch.cpp`.
+#[repr(C)]
+struct HostLaunch {
+    kernel: *const c_char,
+    grid: [u32; 3],
+    block: [u32; 3],
+    shared: u32,
+    arguments: *const *const c_void,
+    sizes: *const usize,
+    count: usize,
+    seed: u64,
+}
+
+unsafe extern "C" {
+    fn conclave_shim_allocate(bytes: usize) -> *mut c_void;
+    fn conclave_shim_free(buffer: *mut c_void, bytes: usize) -> c_int;
+    fn conclave_shim_launch(launch: *const HostLaunch, message: *mut c_char, length: usize) -> c_int;
+}

@@ -1,0 +1,105 @@
+//! The shim or a GPU, so that one test serves both.
+
+use std::ops::Range;
+
+use conclave_kernels::cuda::{CudaError, Driver, Launch, Shim, ShimMemory};
+#[cfg(feature = "cuda")]
+use conclave_kernels::cuda::{Gpu, GpuMemory};
+
+/// What runs a test's kernels.
+pub(crate) enum Any {
+    Shim(Shim),
+    #[cfg(feature = "cuda")]
+    Gpu(&'static Gpu),
+}
+
+/// Its memory.
+pub(crate) enum Memory {
+    Shim(ShimMemory),
+    #[cfg(feature = "cuda")]
+    Gpu(GpuMemory),
+}
+
+/// Calls the same method of whichever driver there is, with its own memory.
+macro_rules! each {
+    ($any:expr, $driver:ident => $call:expr) => {
+        match $any {
+            Any::Shim($driver) => $call,
+            #[cfg(feature = "cuda")]
+            Any::Gpu($driver) => $call,
+        }
+    };
+    ($any:expr, $memory:expr, ($driver:ident, $own:ident) => $call:expr) => {
+        match ($any, $memory) {
+            (Any::Shim($driver), Memory::Shim($own)) => $call,
+            #[cfg(feature = "cuda")]
+            (Any::Gpu($driver), Memory::Gpu($own)) => $call,
+            #[cfg(feature = "cuda")]
+            _ => panic!("memory of another driver"),
+        }
+    };
+}
+
+impl Driver for Any {
+    type Memory = Memory;
+
+    fn name(&self) -> String {
+        each!(self, driver => driver.name())
+    }
+
+    fn multiprocessors(&self) -> usize {
+        each!(self, driver => driver.multiprocessors())
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Memory, CudaError> {
+        match self {
+            Self::Shim(shim) => shim.allocate(bytes).map(Memory::Shim),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => gpu.allocate(bytes).map(Memory::Gpu),
+        }
+    }
+
+    fn zero(&self, memory: &Memory, range: Range<usize>) -> Result<(), CudaError> {
+        each!(self, memory, (driver, own) => driver.zero(own, range))
+    }
+
+    fn upload(&self, memory: &Memory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
+        each!(self, memory, (driver, own) => driver.upload(own, offset, bytes))
+    }
+
+    fn download(&self, memory: &Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        each!(self, memory, (driver, own) => driver.download(own, offset, bytes))
+    }
+
+    fn address(&self, memory: &Memory) -> u64 {
+        each!(self, memory, (driver, own) => driver.address(own))
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        each!(self, driver => driver.launch(launch))
+    }
+}
+
+/// The GPU of this machine, opened once. Says once why there is none, which fails under `REQUIRE_GPU=1`.
+#[cfg(feature = "cuda")]
+pub(crate) fn gpu() -> Option<&'static Gpu> {
+    use std::{
+        io::{self, Write},
+        sync::OnceLock,
+    };
+
+    use conclave_kernels::cuda::GpuOptions;
+
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    let open = || match Gpu::new(&GpuOptions::default()) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            // Not by `println`, which the test harness shows of failing tests only.
+            let _ = writeln!(io::stderr(), "SKIP kernels on a GPU: {error}");
+            None
+        }
+    };
+    let gpu = GPU.get_or_init(open).as_ref();
+    assert!(gpu.is_some() || std::env::var("REQUIRE_GPU").as_deref() != Ok("1"), "REQUIRE_GPU=1, and no GPU");
+    gpu
+}

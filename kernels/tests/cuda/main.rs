@@ -1,0 +1,13 @@
+//! The kernels of `cuda/` on the shim, each against a definition of its own in Rust; under the feature `cuda` on a GPU too.
+
+mod attention;
+mod choices;
+mod driver;
+mod elementwise;
+mod grouped_linear;
+mod heads;
+mod linear;
+mod rows;
+mod sample;
+mod shim;
+mod support;
