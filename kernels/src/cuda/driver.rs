@@ -4,7 +4,7 @@ use std::ops::Range;
 
 /// A device's memory and its queue of work. Calls on one driver run in order.
 pub trait Driver: Send + Sync + 'static {
-    /// Memory of the device, freed on drop.
+    /// Memory of the device, freed on drop after all that was queued before.
     type Memory: Send + Sync + 'static;
 
     /// The chip, for the numerics id.
@@ -33,8 +33,7 @@ pub trait Driver: Send + Sync + 'static {
     fn download(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError>;
     /// Where the memory begins on the device.
     fn address(&self, memory: &Self::Memory) -> u64;
-    /// Queues a kernel. Every address among its arguments must lie in memory that lives until a later
-    /// [`Driver::download`] has returned.
+    /// Queues a kernel. Every address among its arguments must lie in memory that is alive now.
     ///
     /// # Errors
     /// When there is no such kernel, or it cannot be launched so.
