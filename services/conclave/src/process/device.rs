@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
+#[cfg(feature = "cuda")]
+use conclave_kernels::cuda::{Cuda, Gpu, GpuOptions};
 use conclave_kernels::{Cpu, Isa, Pool, Reference};
 
 /// Kinds of device.
@@ -13,6 +15,8 @@ pub enum DeviceKind {
     Reference,
     /// Fast kernels for this machine's processor, in bf16.
     Cpu,
+    /// One NVIDIA GPU, in bf16; needs a build with the feature cuda, the driver's libcuda and the GPU.
+    Cuda,
 }
 
 /// What computes, and on how many threads.
@@ -36,18 +40,35 @@ pub enum AnyDevice {
     Reference(Arc<Reference>),
     /// See [`DeviceKind::Cpu`].
     Cpu(Arc<Cpu>),
+    /// See [`DeviceKind::Cuda`].
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<Cuda<Gpu>>),
 }
+
+/// Evaluates an expression with the device of whichever kind it is.
+macro_rules! on_device {
+    ($any:expr, $device:ident => $call:expr) => {
+        match $any {
+            $crate::process::device::AnyDevice::Reference($device) => $call,
+            $crate::process::device::AnyDevice::Cpu($device) => $call,
+            #[cfg(feature = "cuda")]
+            $crate::process::device::AnyDevice::Cuda($device) => $call,
+        }
+    };
+}
+pub(crate) use on_device;
 
 impl DeviceArgs {
     /// Makes the device and its threads.
     ///
     /// # Errors
-    /// When the machine lacks the instruction set, or gives no threads.
+    /// When the machine lacks the instruction set or the GPU, or gives no threads.
     pub fn open(&self) -> Result<AnyDevice> {
-        let pool = Pool::new(self.count()?)?;
+        let pool = || Ok::<_, anyhow::Error>(Pool::new(self.count()?)?);
         Ok(match self.device {
-            DeviceKind::Reference => AnyDevice::Reference(Arc::new(Reference::new(pool))),
-            DeviceKind::Cpu => AnyDevice::Cpu(Arc::new(Cpu::new(pool, self.isa)?)),
+            DeviceKind::Reference => AnyDevice::Reference(Arc::new(Reference::new(pool()?))),
+            DeviceKind::Cpu => AnyDevice::Cpu(Arc::new(Cpu::new(pool()?, self.isa)?)),
+            DeviceKind::Cuda => cuda()?,
         })
     }
 
@@ -62,5 +83,33 @@ impl DeviceArgs {
             bail!("--threads: found {threads}, expected 1 to 1024");
         }
         Ok(threads)
+    }
+}
+
+/// The first GPU that this process sees.
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<AnyDevice> {
+    use anyhow::Context;
+    let options = GpuOptions { ordinal: 0, kernel_dir: std::env::var_os("KERNEL_DIR").map(Into::into) };
+    let gpu = Gpu::new(&options).context("--device cuda")?;
+    Ok(AnyDevice::Cuda(Arc::new(Cuda::new(gpu))))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Result<AnyDevice> {
+    bail!("--device cuda: this binary was built without the feature cuda (build it with --features cuda)")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_cuda_device_lacks_is_named() {
+        let args = DeviceArgs { device: DeviceKind::Cuda, threads: Some(1), isa: None };
+        match args.open() {
+            Ok(_) => assert!(cfg!(feature = "cuda"), "a GPU without the feature"),
+            Err(error) => assert!(format!("{error:#}").starts_with("--device cuda: "), "{error:#}"),
+        }
     }
 }
