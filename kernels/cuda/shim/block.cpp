@@ -220,6 +220,7 @@ void* Block::shared(const void* site, size_t bytes, size_t alignment) {
 }
 
 void yield() { current->yield(); }
+uint32_t random(uint32_t bound) { return current->draw(bound); }
 void barrier(uint32_t id, uint32_t threads) { current->barrier(id, threads, false); }
 uint64_t exchange(uint32_t mask, uint64_t value, uint32_t lane) { return current->exchange(mask, value, lane); }
 uint32_t ballot(uint32_t mask, bool vote) { return current->ballot(mask, vote); }

@@ -39,6 +39,7 @@ public:
 
     // What a thread of the block calls.
     void yield();
+    uint32_t draw(uint32_t bound) { return random.below(bound); }
     void barrier(uint32_t id, uint32_t threads, bool all);
     uint64_t exchange(uint32_t mask, uint64_t value, uint32_t lane);
     uint32_t ballot(uint32_t mask, bool vote);

@@ -54,6 +54,8 @@ struct Entry<F> {
 
 // Lets other fibres run: for loops that wait for a word of memory.
 void yield();
+// A number below `bound`, from the seed of the launch.
+uint32_t random(uint32_t bound);
 // Waits until `threads` threads of the block have come to barrier `id` (1 to 15).
 void barrier(uint32_t id, uint32_t threads);
 // Waits for the lanes of `mask`, then gives the value that `lane` brought.

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use super::{EncodedMap, TensorMap};
+
 /// A device's memory and its queue of work. Calls on one driver run in order.
 pub trait Driver: Send + Sync + 'static {
     /// Memory of the device, freed on drop after all that was queued before.
@@ -33,6 +35,11 @@ pub trait Driver: Send + Sync + 'static {
     fn download(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError>;
     /// Where the memory begins on the device.
     fn address(&self, memory: &Self::Memory) -> u64;
+    /// The form of a tensor map that kernels read.
+    ///
+    /// # Errors
+    /// When the tensor cannot be described so.
+    fn tensor_map(&self, map: &TensorMap<'_>) -> Result<EncodedMap, CudaError>;
     /// Queues a kernel. Every address among its arguments must lie in memory that is alive now.
     ///
     /// # Errors

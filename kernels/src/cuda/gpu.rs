@@ -13,7 +13,7 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule},
 };
 
-use super::{CudaError, Driver, Launch};
+use super::{CudaError, Driver, Element, EncodedMap, Launch, MOST_DIMENSIONS, TensorMap};
 
 /// Code of all kernels: file name, chip, cubin.
 const CUBINS: &[(&str, &str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
@@ -161,6 +161,40 @@ impl Gpu {
     }
 }
 
+/// A checked map in the form of the hardware.
+fn encode(map: &TensorMap<'_>) -> Result<EncodedMap, DriverError> {
+    let element = match map.element {
+        Element::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        Element::E4m3 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        Element::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+    };
+    let swizzle = match map.swizzle {
+        true => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        false => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+    };
+    let every = [1; MOST_DIMENSIONS];
+    let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
+    // SAFETY: the lists are as long as the rank says, which `check` saw to; the address is only stored.
+    unsafe {
+        sys::cuTensorMapEncodeTiled(
+            &mut encoded,
+            element,
+            map.dims.len() as u32,
+            map.address as *mut c_void,
+            map.dims.as_ptr(),
+            map.strides.as_ptr(),
+            map.tile.as_ptr(),
+            every.as_ptr(),
+            sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+            swizzle,
+            sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    }
+    .result()?;
+    Ok(bytemuck::cast(encoded.opaque))
+}
+
 fn failed(kernel: &str, error: &DriverError) -> CudaError {
     CudaError::Launch { kernel: kernel.to_owned(), detail: error.to_string() }
 }
@@ -263,6 +297,12 @@ impl Driver for Gpu {
 
     fn address(&self, memory: &GpuMemory) -> u64 {
         memory.address
+    }
+
+    fn tensor_map(&self, map: &TensorMap<'_>) -> Result<EncodedMap, CudaError> {
+        map.check().map_err(|detail| CudaError::Device { what: "describe a tensor", detail })?;
+        self.device.bind()?;
+        encode(map).map_err(|error| device("describe a tensor", &error))
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {

@@ -12,6 +12,7 @@ mod gpu;
 pub mod plain;
 #[cfg(feature = "cuda-shim")]
 mod shim;
+mod tensor_map;
 mod weights;
 
 pub use attention::CudaCache;
@@ -23,4 +24,5 @@ pub use driver::{Arg, CudaError, Driver, Launch};
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
 #[cfg(feature = "cuda-shim")]
 pub use shim::{Shim, ShimMemory};
+pub use tensor_map::{Element, EncodedMap, MOST_DIMENSIONS, TensorMap};
 pub use weights::{CudaMatrix, CudaRotary};

@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{CudaError, Driver, Launch};
+use super::{CudaError, Driver, EncodedMap, Launch, TensorMap};
 
 /// Runs kernels on fibres. Blocks, warps and lanes take turns as the seed decides.
 #[derive(Debug, Default)]
@@ -95,6 +95,11 @@ impl Driver for Shim {
 
     fn address(&self, memory: &ShimMemory) -> u64 {
         memory.at(0..0) as u64
+    }
+
+    fn tensor_map(&self, map: &TensorMap<'_>) -> Result<EncodedMap, CudaError> {
+        map.check().map_err(|detail| CudaError::Device { what: "describe a tensor", detail })?;
+        Ok(map.plain())
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use conclave_kernels::cuda::{CudaError, Driver, Launch, Shim, ShimMemory};
+use conclave_kernels::cuda::{CudaError, Driver, EncodedMap, Launch, Shim, ShimMemory, TensorMap};
 #[cfg(feature = "cuda")]
 use conclave_kernels::cuda::{Gpu, GpuMemory};
 
@@ -73,6 +73,10 @@ impl Driver for Any {
 
     fn address(&self, memory: &Memory) -> u64 {
         each!(self, memory, (driver, own) => driver.address(own))
+    }
+
+    fn tensor_map(&self, map: &TensorMap<'_>) -> Result<EncodedMap, CudaError> {
+        each!(self, driver => driver.tensor_map(map))
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {

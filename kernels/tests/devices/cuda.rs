@@ -7,7 +7,7 @@ use std::{
 
 use conclave_kernels::{
     Device, Dtype, Pool, Reference,
-    cuda::{Cuda, CudaError, Driver, Launch, Shim, ShimMemory},
+    cuda::{Cuda, CudaError, Driver, EncodedMap, Launch, Shim, ShimMemory, TensorMap},
 };
 
 use crate::{
@@ -113,6 +113,10 @@ impl Driver for Failing {
 
     fn address(&self, memory: &ShimMemory) -> u64 {
         self.shim.address(memory)
+    }
+
+    fn tensor_map(&self, map: &TensorMap<'_>) -> Result<EncodedMap, CudaError> {
+        self.shim.tensor_map(map)
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {

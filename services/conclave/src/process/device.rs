@@ -1,7 +1,9 @@
 //! What computes.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
+#[cfg(feature = "cuda")]
+use anyhow::Context;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 #[cfg(feature = "cuda")]
@@ -31,6 +33,9 @@ pub struct DeviceArgs {
     /// Instruction set of the cpu device [default: the best that this machine has].
     #[arg(long, env = "CONCLAVE_ISA", value_name = "amx|avx512|avx2|portable")]
     pub isa: Option<Isa>,
+    /// Directory of kernels that take the place of those built in, by file name (cuda device).
+    #[arg(long, env = "KERNEL_DIR", value_name = "DIR")]
+    pub kernel_dir: Option<PathBuf>,
 }
 
 /// A device that is there.
@@ -68,7 +73,7 @@ impl DeviceArgs {
         Ok(match self.device {
             DeviceKind::Reference => AnyDevice::Reference(Arc::new(Reference::new(pool()?))),
             DeviceKind::Cpu => AnyDevice::Cpu(Arc::new(Cpu::new(pool()?, self.isa)?)),
-            DeviceKind::Cuda => cuda()?,
+            DeviceKind::Cuda => self.cuda()?,
         })
     }
 
@@ -84,20 +89,19 @@ impl DeviceArgs {
         }
         Ok(threads)
     }
-}
 
-/// The first GPU that this process sees.
-#[cfg(feature = "cuda")]
-fn cuda() -> Result<AnyDevice> {
-    use anyhow::Context;
-    let options = GpuOptions { ordinal: 0, kernel_dir: std::env::var_os("KERNEL_DIR").map(Into::into) };
-    let gpu = Gpu::new(&options).context("--device cuda")?;
-    Ok(AnyDevice::Cuda(Arc::new(Cuda::new(gpu))))
-}
+    /// The first GPU that this process sees.
+    #[cfg(feature = "cuda")]
+    fn cuda(&self) -> Result<AnyDevice> {
+        let options = GpuOptions { ordinal: 0, kernel_dir: self.kernel_dir.clone() };
+        let gpu = Gpu::new(&options).context("--device cuda")?;
+        Ok(AnyDevice::Cuda(Arc::new(Cuda::new(gpu))))
+    }
 
-#[cfg(not(feature = "cuda"))]
-fn cuda() -> Result<AnyDevice> {
-    bail!("--device cuda: this binary was built without the feature cuda (build it with --features cuda)")
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(&self) -> Result<AnyDevice> {
+        bail!("--device cuda: this binary was built without the feature cuda (build it with --features cuda)")
+    }
 }
 
 #[cfg(test)]
@@ -106,7 +110,7 @@ mod tests {
 
     #[test]
     fn what_the_cuda_device_lacks_is_named() {
-        let args = DeviceArgs { device: DeviceKind::Cuda, threads: Some(1), isa: None };
+        let args = DeviceArgs { device: DeviceKind::Cuda, threads: Some(1), isa: None, kernel_dir: None };
         match args.open() {
             Ok(_) => assert!(cfg!(feature = "cuda"), "a GPU without the feature"),
             Err(error) => assert!(format!("{error:#}").starts_with("--device cuda: "), "{error:#}"),
