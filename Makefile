@@ -28,7 +28,8 @@ unit: ## unit tests only
 	$(CARGO) test --release --locked --workspace --exclude conclave-tests
 
 kernels: ## tests of the CUDA kernels, on the processor and with the CUDA compiler (REQUIRE_NVCC=1: fail without it)
-	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test --release --locked -p conclave-kernels --features cuda-shim --test cuda --test cubins
+	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test --release --locked -p conclave-kernels --features cuda-shim --test cuda --test cubins --test devices
+	$(CARGO) test --release --locked -p conclave-tests --features cuda-shim --test golden cuda
 
 e2e: deps build ## end-to-end tests only
 	CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test --release --locked -p conclave-tests
