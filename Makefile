@@ -10,7 +10,7 @@ BENCH_MODEL ?= target/bench/lite6
 # The CUDA compiler: CUDA_HOME if that is set, else one installed under target/; empty where that fails.
 CUDA_COMPILER = $${CUDA_HOME:-$$(deploy/install-cuda-compiler.sh target/cuda-compiler)}
 
-.PHONY: help run test unit kernels e2e check bench cluster golden deps clean
+.PHONY: help run test unit kernels gpu e2e check bench cluster golden deps clean
 
 help: ## what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
@@ -28,8 +28,12 @@ unit: ## unit tests only
 	$(CARGO) test --release --locked --workspace --exclude conclave-tests
 
 kernels: ## tests of the CUDA kernels, on the processor and with the CUDA compiler (REQUIRE_NVCC=1: fail without it)
-	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test --release --locked -p conclave-kernels --features cuda-shim --test cuda --test cubins \
-		--test sm90 --test cuda_sass
+	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test --release --locked -p conclave-kernels --features cuda-shim \
+		--test cuda --test cubins --test devices --test sm90 --test cuda_sass
+	$(CARGO) test --release --locked -p conclave-tests --features cuda-shim --test golden cuda
+
+gpu: ## what a GPU machine without Rust needs to check and measure the CUDA device, into target/gpu (run target/gpu/gpu.sh run there)
+	CUDA_HOME="$(CUDA_COMPILER)" deploy/gpu.sh pack target/gpu
 
 e2e: deps build ## end-to-end tests only
 	CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test --release --locked -p conclave-tests

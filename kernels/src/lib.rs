@@ -42,6 +42,9 @@ pub enum KernelError {
     /// A message that does not say which element type its payload has.
     #[error("element type of a payload: unspecified (expected f32 or bf16)")]
     NoActivation,
+    /// A GPU.
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
     /// A device that can compute no more. Every later result is refused with the same message.
     #[error("the device has failed: {0}")]
     Failed(String),

@@ -6,7 +6,7 @@ use super::{EncodedMap, TensorMap};
 
 /// A device's memory and its queue of work. Calls on one driver run in order.
 pub trait Driver: Send + Sync + 'static {
-    /// Memory of the device, freed on drop.
+    /// Memory of the device, freed on drop after all that was queued before.
     type Memory: Send + Sync + 'static;
 
     /// The chip, for the numerics id.
@@ -40,8 +40,7 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// When the tensor cannot be described so.
     fn tensor_map(&self, map: &TensorMap<'_>) -> Result<EncodedMap, CudaError>;
-    /// Queues a kernel. Every address among its arguments must lie in memory that lives until a later
-    /// [`Driver::download`] has returned.
+    /// Queues a kernel. Every address among its arguments must lie in memory that is alive now.
     ///
     /// # Errors
     /// When there is no such kernel, or it cannot be launched so.

@@ -1,17 +1,28 @@
 //! CUDA: kernels in `cuda/`, run by a [`Driver`]: on a GPU, or on the shim, which runs the very same code on the processor.
 #![allow(unsafe_code)]
 
+mod attention;
+mod batch;
+mod buffers;
+mod device;
 mod driver;
+mod experts;
 #[cfg(feature = "cuda")]
 mod gpu;
 pub mod plain;
 #[cfg(feature = "cuda-shim")]
 mod shim;
 mod tensor_map;
+mod weights;
 
+pub use attention::CudaCache;
+pub use batch::CudaBatch;
+pub use buffers::CudaBuffer;
+pub use device::Cuda;
 pub use driver::{Arg, CudaError, Driver, Launch};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
 #[cfg(feature = "cuda-shim")]
 pub use shim::{Shim, ShimMemory};
 pub use tensor_map::{Element, EncodedMap, MOST_DIMENSIONS, TensorMap};
+pub use weights::{CudaMatrix, CudaRotary};

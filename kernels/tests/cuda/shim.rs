@@ -98,7 +98,7 @@ fn lanes_exchange_values() {
     let out = rig.poisoned::<u32>(128);
     launch(&rig.driver, "exchanges", 32, &[Arg::Address(rig.at(&out))]).unwrap();
     let found = rig.download::<u32>(&out, 128);
-    let votes = (0..32).filter(|lane| lane % 3 == 0).map(|lane| 1u32 << lane).sum();
+    let votes: u32 = (0..32).filter(|lane| lane % 3 == 0).map(|lane| 1u32 << lane).sum();
     for lane in 0..32u32 {
         let at = lane as usize;
         assert_eq!(found[at], lane ^ 5);

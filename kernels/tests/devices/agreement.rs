@@ -16,7 +16,7 @@ fn step<D: Device>(device: &D, tokens: &[u32], positions: &[usize]) -> D::Batch 
 }
 
 /// Every operation once, by name.
-fn run<D: Device>(device: &D, case: &Case) -> Vec<(&'static str, Vec<f32>)> {
+pub(crate) fn run<D: Device>(device: &D, case: &Case) -> Vec<(&'static str, Vec<f32>)> {
     let (model, mut numbers) = (case.load(device), Numbers::new(3));
     let (hidden, shape) = (case.hidden, case.shape);
     let values = numbers.vector(ROWS * hidden, 1.0);
@@ -73,7 +73,7 @@ pub(crate) fn compare(found: &[(&str, Vec<f32>)], expected: &[(&str, Vec<f32>)],
 }
 
 /// What only moves and adds values does so exactly.
-struct Moves;
+pub(crate) struct Moves;
 
 impl Check for Moves {
     fn on<D: Device>(&mut self, device: &D) {

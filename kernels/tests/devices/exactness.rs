@@ -122,7 +122,7 @@ fn experts_in_batches<D: Device>(device: &D, case: &Case) -> Vec<u32> {
     bits(&whole)
 }
 
-struct Batches(Case);
+pub(crate) struct Batches(pub(crate) Case);
 
 impl Check for Batches {
     fn on<D: Device>(&mut self, device: &D) {
@@ -137,19 +137,19 @@ fn a_row_does_not_depend_on_the_rows_beside_it() {
     on_each_device(2, &mut Batches(Case::even()));
 }
 
-struct BatchSizes(Case);
+/// Up to so many rows.
+pub(crate) struct BatchSizes(pub(crate) Case, pub(crate) usize);
 
 impl Check for BatchSizes {
     fn on<D: Device>(&mut self, device: &D) {
-        const MOST: usize = 64;
-        let Self(case) = self;
+        let Self(case, most) = self;
         let (model, hidden) = (case.load(device), case.hidden);
-        let x = Numbers::new(9).vector(MOST * hidden, 2.0);
+        let x = Numbers::new(9).vector(*most * hidden, 2.0);
         let check = |what: &str, width: usize, op: &dyn Fn(&D::Buffer, &mut D::Buffer)| {
             let run =
                 |rows: usize| bits(&output(device, rows * width, |out| op(&buffer(device, &x[..rows * hidden]), out)));
-            let all = run(MOST);
-            for rows in 1..MOST {
+            let all = run(*most);
+            for rows in 1..*most {
                 assert!(run(rows) == all[..rows * width], "{what} of {rows} rows, {}", device.numerics());
             }
         };
@@ -161,17 +161,20 @@ impl Check for BatchSizes {
 
 #[test]
 fn a_row_does_not_depend_on_the_size_of_the_batch() {
-    on_each_device(2, &mut BatchSizes(Case::odd()));
+    on_each_device(2, &mut BatchSizes(Case::odd(), 64));
 }
 
-struct Chunks(Case, &'static [usize]);
+/// Lengths of sequences, and how they are cut.
+pub(crate) struct Chunks(pub(crate) Case, pub(crate) &'static [usize], pub(crate) &'static [&'static [usize]]);
+
+const CHUNKS: &[&[usize]] = &[&[1], &[16], &[64], &[512], &[300, 1, 7]];
 
 impl Check for Chunks {
     fn on<D: Device>(&mut self, device: &D) {
-        let Self(case, lengths) = self;
+        let Self(case, lengths, cuts) = self;
         for &length in *lengths {
             let whole = attend(device, case, length, &[length], false);
-            for cut in [&[1][..], &[16], &[64], &[512], &[300, 1, 7]] {
+            for cut in *cuts {
                 let found = attend(device, case, length, cut, false);
                 assert!(whole == found, "attention over {length} positions cut {cut:?}, {}", device.numerics());
             }
@@ -181,15 +184,18 @@ impl Check for Chunks {
 
 #[test]
 fn a_position_does_not_depend_on_how_its_sequence_is_cut() {
-    on_each_device(2, &mut Chunks(Case::odd(), &[1, 7, 65, 513, 1100]));
-    on_each_device(2, &mut Chunks(Case::even(), &[64, 600]));
+    on_each_device(2, &mut Chunks(Case::odd(), &[1, 7, 65, 513, 1100], CHUNKS));
+    on_each_device(2, &mut Chunks(Case::even(), &[64, 600], CHUNKS));
 }
 
-struct Poison(Case);
+/// Lengths of sequences, and of their chunks.
+pub(crate) struct Poison(pub(crate) Case, pub(crate) &'static [(usize, usize)]);
+
+const POISONED: &[(usize, usize)] = &[(1, 1), (70, 70), (70, 1), (530, 100)];
 
 impl Check for Poison {
     fn on<D: Device>(&mut self, device: &D) {
-        for (length, cut) in [(1, 1), (70, 70), (70, 1), (530, 100)] {
+        for &(length, cut) in self.1 {
             let clean = attend(device, &self.0, length, &[length], false);
             let poisoned = attend(device, &self.0, length, &[cut], true);
             assert!(clean == poisoned, "attention over {length} positions beside NaN, {}", device.numerics());
@@ -199,8 +205,8 @@ impl Check for Poison {
 
 #[test]
 fn unused_slots_are_not_read() {
-    on_each_device(2, &mut Poison(Case::odd()));
-    on_each_device(2, &mut Poison(Case::even()));
+    on_each_device(2, &mut Poison(Case::odd(), POISONED));
+    on_each_device(2, &mut Poison(Case::even(), POISONED));
 }
 
 /// Everything that is computed, on one number of threads, for one device after the other.

@@ -1,5 +1,7 @@
 //! Golden parity: our logits against those of Hugging Face transformers in fp32 (`tests/golden/README.md`).
 
+#[cfg(feature = "cuda-shim")]
+mod cuda;
 mod files;
 mod forced;
 mod system;

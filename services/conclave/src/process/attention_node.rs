@@ -19,7 +19,7 @@ use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use prometheus::Registry;
 use tonic::service::Routes;
 
-use super::device::AnyDevice;
+use super::device::{AnyDevice, on_device};
 
 /// How the attention service batches and caches.
 #[derive(Debug, Clone, Args)]
@@ -92,10 +92,7 @@ impl AttentionNode {
         moe: Arc<dyn MoeLink>,
         registry: &Registry,
     ) -> Result<Self> {
-        match device {
-            AnyDevice::Reference(device) => Self::on(config, device.clone(), checkpoint, moe, registry),
-            AnyDevice::Cpu(device) => Self::on(config, device.clone(), checkpoint, moe, registry),
-        }
+        on_device!(device, device => Self::on(config, device.clone(), checkpoint, moe, registry))
     }
 
     /// The same, on one kind of device.

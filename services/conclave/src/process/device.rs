@@ -1,9 +1,13 @@
 //! What computes.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
+#[cfg(feature = "cuda")]
+use anyhow::Context;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
+#[cfg(feature = "cuda")]
+use conclave_kernels::cuda::{Cuda, Gpu, GpuOptions};
 use conclave_kernels::{Cpu, Isa, Pool, Reference};
 
 /// Kinds of device.
@@ -13,6 +17,8 @@ pub enum DeviceKind {
     Reference,
     /// Fast kernels for this machine's processor, in bf16.
     Cpu,
+    /// One NVIDIA GPU, in bf16; needs a build with the feature cuda, the driver's libcuda and the GPU.
+    Cuda,
 }
 
 /// What computes, and on how many threads.
@@ -27,6 +33,9 @@ pub struct DeviceArgs {
     /// Instruction set of the cpu device [default: the best that this machine has].
     #[arg(long, env = "CONCLAVE_ISA", value_name = "amx|avx512|avx2|portable")]
     pub isa: Option<Isa>,
+    /// Directory of kernels that take the place of those built in, by file name (cuda device).
+    #[arg(long, env = "KERNEL_DIR", value_name = "DIR")]
+    pub kernel_dir: Option<PathBuf>,
 }
 
 /// A device that is there.
@@ -36,18 +45,35 @@ pub enum AnyDevice {
     Reference(Arc<Reference>),
     /// See [`DeviceKind::Cpu`].
     Cpu(Arc<Cpu>),
+    /// See [`DeviceKind::Cuda`].
+    #[cfg(feature = "cuda")]
+    Cuda(Arc<Cuda<Gpu>>),
 }
+
+/// Evaluates an expression with the device of whichever kind it is.
+macro_rules! on_device {
+    ($any:expr, $device:ident => $call:expr) => {
+        match $any {
+            $crate::process::device::AnyDevice::Reference($device) => $call,
+            $crate::process::device::AnyDevice::Cpu($device) => $call,
+            #[cfg(feature = "cuda")]
+            $crate::process::device::AnyDevice::Cuda($device) => $call,
+        }
+    };
+}
+pub(crate) use on_device;
 
 impl DeviceArgs {
     /// Makes the device and its threads.
     ///
     /// # Errors
-    /// When the machine lacks the instruction set, or gives no threads.
+    /// When the machine lacks the instruction set or the GPU, or gives no threads.
     pub fn open(&self) -> Result<AnyDevice> {
-        let pool = Pool::new(self.count()?)?;
+        let pool = || Ok::<_, anyhow::Error>(Pool::new(self.count()?)?);
         Ok(match self.device {
-            DeviceKind::Reference => AnyDevice::Reference(Arc::new(Reference::new(pool))),
-            DeviceKind::Cpu => AnyDevice::Cpu(Arc::new(Cpu::new(pool, self.isa)?)),
+            DeviceKind::Reference => AnyDevice::Reference(Arc::new(Reference::new(pool()?))),
+            DeviceKind::Cpu => AnyDevice::Cpu(Arc::new(Cpu::new(pool()?, self.isa)?)),
+            DeviceKind::Cuda => self.cuda()?,
         })
     }
 
@@ -62,5 +88,32 @@ impl DeviceArgs {
             bail!("--threads: found {threads}, expected 1 to 1024");
         }
         Ok(threads)
+    }
+
+    /// The first GPU that this process sees.
+    #[cfg(feature = "cuda")]
+    fn cuda(&self) -> Result<AnyDevice> {
+        let options = GpuOptions { ordinal: 0, kernel_dir: self.kernel_dir.clone() };
+        let gpu = Gpu::new(&options).context("--device cuda")?;
+        Ok(AnyDevice::Cuda(Arc::new(Cuda::new(gpu))))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(&self) -> Result<AnyDevice> {
+        bail!("--device cuda: this binary was built without the feature cuda (build it with --features cuda)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_cuda_device_lacks_is_named() {
+        let args = DeviceArgs { device: DeviceKind::Cuda, threads: Some(1), isa: None, kernel_dir: None };
+        // Where it lacks nothing, there is a GPU.
+        if let Err(error) = args.open() {
+            assert!(format!("{error:#}").starts_with("--device cuda: "), "{error:#}");
+        }
     }
 }

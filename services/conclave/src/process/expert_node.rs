@@ -15,7 +15,10 @@ use prometheus::Registry;
 use tokio::sync::watch;
 use tonic::service::Routes;
 
-use super::{device::AnyDevice, host::MemberService};
+use super::{
+    device::{AnyDevice, on_device},
+    host::MemberService,
+};
 
 /// What a process has to do with its expert service.
 pub struct ExpertNode {
@@ -42,10 +45,7 @@ impl ExpertNode {
         cells: &[CellId],
         registry: &Registry,
     ) -> Result<Self> {
-        match device {
-            AnyDevice::Reference(device) => Self::on(config, device.clone(), checkpoint, cells, registry),
-            AnyDevice::Cpu(device) => Self::on(config, device.clone(), checkpoint, cells, registry),
-        }
+        on_device!(device, device => Self::on(config, device.clone(), checkpoint, cells, registry))
     }
 
     /// The same, on one kind of device.
@@ -88,8 +88,5 @@ impl ExpertNode {
 
 /// Numerics id of a device.
 pub fn numerics(device: &AnyDevice) -> String {
-    match device {
-        AnyDevice::Reference(device) => device.numerics(),
-        AnyDevice::Cpu(device) => device.numerics(),
-    }
+    on_device!(device, device => device.numerics())
 }

@@ -22,7 +22,7 @@ use super::{
     attention_node::AttentionNode,
     checkpoint::blocking,
     connectors::{DispatcherLoad, LocalAttention, LocalShards, NoExperts},
-    device::AnyDevice,
+    device::{AnyDevice, on_device},
     expert_node::ExpertNode,
     member, metrics,
 };
@@ -74,10 +74,7 @@ impl InProcess {
         device: &AnyDevice,
         checkpoint: &Arc<Checkpoint>,
     ) -> Result<Self> {
-        match device {
-            AnyDevice::Reference(device) => Self::on(settings, shown, device, checkpoint).await,
-            AnyDevice::Cpu(device) => Self::on(settings, shown, device, checkpoint).await,
-        }
+        on_device!(device, device => Self::on(settings, shown, device, checkpoint).await)
     }
 
     /// The same, on one kind of device.

@@ -51,6 +51,8 @@ pub async fn run(args: &BenchArgs) -> Result<Report> {
         None => match args.device.open()? {
             AnyDevice::Reference(device) => in_process(args, &device, Isa::Portable, machine).await,
             AnyDevice::Cpu(device) => in_process(args, &device, device.isa(), machine).await,
+            #[cfg(feature = "cuda")]
+            AnyDevice::Cuda(device) => in_process(args, &device, Isa::available()[0], machine).await,
         },
     }
 }

@@ -1,0 +1,297 @@
+//! The CUDA device: operations as launches of the plain kernels on any driver.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::{
+    CudaError, Driver,
+    attention::{self, Attention, CudaCache},
+    batch::CudaBatch,
+    buffers::{CudaBuffer, Growing},
+    experts::Experts,
+    plain::{Add, AddTwo, Address, DecodeBf16, EmbedBf16, EmbedF32, Linear, LinearF32, RmsNorm, RoundBf16, Swiglu},
+    weights::{CudaMatrix, CudaRotary},
+};
+use crate::{Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, StepRows, Weight};
+
+/// A GPU, or the shim, as a device.
+///
+/// Activations are bf16, weights too. Launches are queued; the first error is kept, and what comes after it does nothing.
+pub struct Cuda<D: Driver> {
+    driver: D,
+    failure: OnceLock<String>,
+    /// Of operations on the rows of a step. Held while an operation is queued: the queue keeps the order.
+    scratch: Mutex<Growing<D::Memory>>,
+    experts: Mutex<Experts<D::Memory>>,
+}
+
+type Buffer<D> = CudaBuffer<<D as Driver>::Memory>;
+type Matrix<D> = CudaMatrix<<D as Driver>::Memory>;
+
+impl<D: Driver> Cuda<D> {
+    /// A device on this driver.
+    pub fn new(driver: D) -> Self {
+        Self { driver, failure: OnceLock::new(), scratch: Mutex::default(), experts: Mutex::default() }
+    }
+
+    /// Does something on the device unless it has failed before.
+    fn attempt<T>(&self, work: impl FnOnce(&D) -> Result<T, CudaError>) -> Result<T, KernelError> {
+        if self.failure.get().is_none() {
+            match work(&self.driver) {
+                Ok(done) => return Ok(done),
+                Err(error) => drop(self.failure.set(error.to_string())),
+            }
+        }
+        Err(KernelError::Failed(self.failure.get().cloned().unwrap_or_default()))
+    }
+
+    /// Queues work. An error is met again by who reads results.
+    fn queue(&self, work: impl FnOnce(&D) -> Result<(), CudaError>) {
+        if let Err(error) = self.attempt(work) {
+            tracing::debug!(%error, "operation not queued");
+        }
+    }
+
+    /// As [`Self::queue`], with working memory.
+    fn queue_with(&self, work: impl FnOnce(&D, &mut Growing<D::Memory>) -> Result<(), CudaError>) {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        self.queue(|driver| work(driver, &mut scratch));
+    }
+}
+
+/// Queues `y [rows, out] = x · Wᵀ` of rows in bf16.
+fn linear<D: Driver>(driver: &D, x: Address, rows: usize, w: &Matrix<D>, y: Address) -> Result<(), CudaError> {
+    let (rows, inner, outputs) = (rows as u32, w.cols as u32, w.rows as u32);
+    Linear { x, w: w.address, y, rows, inner, outputs }.launch(driver)
+}
+
+/// Rows of `x [T, cols]`.
+fn rows<M>(x: &CudaBuffer<M>, cols: usize) -> usize {
+    assert!(x.length.is_multiple_of(cols), "{} values in rows of {cols}", x.length);
+    x.length / cols
+}
+
+fn bf16_bytes(elements: usize) -> usize {
+    elements * Dtype::Bf16.size()
+}
+
+fn f32_bytes(elements: usize) -> usize {
+    elements * Dtype::F32.size()
+}
+
+impl<D: Driver> Device for Cuda<D> {
+    type Matrix = Matrix<D>;
+    type Heads = Matrix<D>;
+    type Table = Matrix<D>;
+    type Rotary = CudaRotary<D::Memory>;
+    type Cache = CudaCache<D::Memory>;
+    type Buffer = Buffer<D>;
+    type Batch = CudaBatch<D::Memory>;
+
+    fn activation(&self) -> Dtype {
+        Dtype::Bf16
+    }
+
+    fn numerics(&self) -> String {
+        let name = self.driver.name().to_lowercase();
+        let words: Vec<&str> =
+            name.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+        format!("cuda-plain-1-{}", words.join("-"))
+    }
+
+    fn load_matrix(&self, weight: Weight<'_>) -> Result<Matrix<D>, KernelError> {
+        CudaMatrix::load(&self.driver, &[weight])
+    }
+
+    fn load_heads(&self, heads: &[Weight<'_>]) -> Result<Matrix<D>, KernelError> {
+        CudaMatrix::load(&self.driver, heads)
+    }
+
+    fn load_table(&self, weight: Weight<'_>) -> Result<Matrix<D>, KernelError> {
+        CudaMatrix::load(&self.driver, &[weight])
+    }
+
+    fn load_vector(&self, values: Vec<f32>) -> Result<Buffer<D>, KernelError> {
+        let mut buffer = CudaBuffer::default();
+        buffer.fill(&self.driver, &values)?;
+        Ok(buffer)
+    }
+
+    fn load_rotary(&self, table: RotaryTable) -> Result<Self::Rotary, KernelError> {
+        Ok(CudaRotary::load(&self.driver, &table)?)
+    }
+
+    fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError> {
+        Ok(CudaCache::new(&self.driver, (layers, blocks), shape)?)
+    }
+
+    fn matrix_bytes(&self, matrix: &Matrix<D>) -> usize {
+        matrix.bytes()
+    }
+
+    fn matrix_shape(&self, matrix: &Matrix<D>) -> (usize, usize) {
+        (matrix.rows, matrix.cols)
+    }
+
+    fn length(&self, buffer: &Buffer<D>) -> usize {
+        buffer.length
+    }
+
+    fn load_batch(&self, rows: StepRows, batch: &mut Self::Batch) {
+        self.queue(|driver| batch.load(driver, &rows));
+    }
+
+    fn read(&self, x: &mut Buffer<D>, values: &mut Vec<f32>) -> Result<(), KernelError> {
+        self.attempt(|driver| x.download(driver, values))
+    }
+
+    fn encode(&self, x: &Buffer<D>) -> Result<Vec<u8>, KernelError> {
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        self.attempt(|driver| {
+            let mut bytes = vec![0; bf16_bytes(x.length)];
+            let memory = scratch.fit(driver, bytes.len())?;
+            RoundBf16 { x: x.address, out: driver.address(memory), n: x.length as u64 }.launch(driver)?;
+            driver.download(memory, 0, &mut bytes)?;
+            Ok(bytes)
+        })
+    }
+
+    fn decode(&self, x: &[u8], out: &mut Buffer<D>) {
+        self.queue_with(|driver, scratch| {
+            let length = x.len() / Dtype::Bf16.size();
+            let memory = scratch.fit(driver, x.len())?;
+            driver.upload(memory, 0, x)?;
+            let out = out.fit(driver, length)?;
+            DecodeBf16 { x: driver.address(memory), out, n: length as u64 }.launch(driver)
+        });
+    }
+
+    fn gather(&self, x: &Buffer<D>, width: usize, rows: &[u32], out: &mut Buffer<D>) {
+        self.queue_with(|driver, scratch| {
+            assert!(rows.iter().all(|row| (*row as usize) < x.length / width), "rows of {} values", x.length);
+            let memory = scratch.fit(driver, size_of_val(rows))?;
+            driver.upload(memory, 0, bytemuck::cast_slice(rows))?;
+            let out = out.fit(driver, rows.len() * width)?;
+            let (tokens, hidden, rows) = (driver.address(memory), width as u32, rows.len() as u32);
+            EmbedF32 { table: x.address, tokens, out, hidden, rows }.launch(driver)
+        });
+    }
+
+    fn add(&self, x: &mut Buffer<D>, delta: &Buffer<D>) {
+        self.queue(|driver| {
+            assert_eq!(x.length, delta.length, "values to be added");
+            Add { x: x.address, delta: delta.address, n: x.length as u64 }.launch(driver)
+        });
+    }
+
+    fn add_two(&self, x: &mut Buffer<D>, a: &Buffer<D>, b: &Buffer<D>) {
+        self.queue(|driver| {
+            assert_eq!((x.length, x.length), (a.length, b.length), "values to be added");
+            AddTwo { x: x.address, a: a.address, b: b.address, n: x.length as u64 }.launch(driver)
+        });
+    }
+
+    fn embed(&self, table: &Matrix<D>, batch: &Self::Batch, out: &mut Buffer<D>) {
+        self.queue(|driver| {
+            let (hidden, rows) = (table.cols as u32, batch.rows() as u32);
+            let out = out.fit(driver, batch.rows() * table.cols)?;
+            EmbedBf16 { table: table.address, tokens: batch.tokens, out, hidden, rows }.launch(driver)
+        });
+    }
+
+    fn rms_norm(&self, x: &Buffer<D>, gain: &Buffer<D>, eps: f32, out: &mut Buffer<D>) {
+        self.queue(|driver| {
+            let (hidden, rows) = (gain.length as u32, rows(x, gain.length) as u32);
+            let out = out.fit(driver, x.length)?;
+            RmsNorm { x: x.address, gain: gain.address, out, hidden, eps, rows }.launch(driver)
+        });
+    }
+
+    fn linear(&self, x: &Buffer<D>, w: &Matrix<D>, y: &mut Buffer<D>) {
+        self.queue_with(|driver, scratch| {
+            let rows = rows(x, w.cols);
+            let rounded = driver.address(scratch.fit(driver, bf16_bytes(x.length))?);
+            RoundBf16 { x: x.address, out: rounded, n: x.length as u64 }.launch(driver)?;
+            linear(driver, rounded, rows, w, y.fit(driver, rows * w.rows)?)
+        });
+    }
+
+    fn gate_logits(&self, x: &Buffer<D>, w: &Matrix<D>, y: &mut Buffer<D>) {
+        self.queue(|driver| {
+            let count = rows(x, w.cols);
+            let (y, rows, inner, outputs) =
+                (y.fit(driver, count * w.rows)?, count as u32, w.cols as u32, w.rows as u32);
+            LinearF32 { x: x.address, w: w.address, y, rows, inner, outputs }.launch(driver)
+        });
+    }
+
+    fn ffn(&self, x: &Buffer<D>, ffn: &Ffn<Matrix<D>>, y: &mut Buffer<D>) {
+        self.queue_with(|driver, scratch| {
+            let rows = rows(x, ffn.gate.cols);
+            let inner = rows * ffn.gate.rows;
+            let sizes = [bf16_bytes(x.length), f32_bytes(inner), f32_bytes(inner), bf16_bytes(inner)];
+            let (memory, starts) = scratch.parts(driver, sizes)?;
+            let [rounded, gate, up, product] = starts.map(|start| driver.address(memory) + start as u64);
+            RoundBf16 { x: x.address, out: rounded, n: x.length as u64 }.launch(driver)?;
+            linear(driver, rounded, rows, &ffn.gate, gate)?;
+            linear(driver, rounded, rows, &ffn.up, up)?;
+            Swiglu { gate, up, out: product, n: inner as u64 }.launch(driver)?;
+            linear(driver, product, rows, &ffn.down, y.fit(driver, rows * ffn.down.rows)?)
+        });
+    }
+
+    fn grouped_ffn(
+        &self,
+        x: &[&[u8]],
+        experts: &[ExpertRows<'_, Matrix<D>>],
+        sums: &mut [f32],
+    ) -> Result<(), KernelError> {
+        let mut working = self.experts.lock().unwrap_or_else(PoisonError::into_inner);
+        self.attempt(|driver| working.run(driver, x, experts, sums))
+    }
+
+    fn mla_queries(
+        &self,
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        q: &Buffer<D>,
+        uk: &Matrix<D>,
+        out: &mut Buffer<D>,
+    ) {
+        self.queue(|driver| attention::queries(driver, mla, batch, (q, uk), out));
+    }
+
+    fn write_latents(
+        &self,
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        write: &LatentWrite<'_, Buffer<D>>,
+        cache: &mut Self::Cache,
+    ) {
+        self.queue(|driver| attention::write_latents(driver, mla, batch, write, cache));
+    }
+
+    fn mla_attention(
+        &self,
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        (cache, layer): (&Self::Cache, usize),
+        q: &Buffer<D>,
+        out: &mut Buffer<D>,
+    ) {
+        self.queue_with(|driver, scratch| {
+            let out = out.fit(driver, batch.rows() * mla.shape.heads * mla.shape.latent)?;
+            Attention { mla, batch, cache, layer, q, out }.run(driver, scratch)
+        });
+    }
+
+    fn mla_values(
+        &self,
+        mla: &Mla<Self::Rotary>,
+        _: &Self::Batch,
+        o_lat: &Buffer<D>,
+        uv: &Matrix<D>,
+        out: &mut Buffer<D>,
+    ) {
+        self.queue(|driver| attention::values(driver, &mla.shape, (o_lat, uv), out));
+    }
+}
