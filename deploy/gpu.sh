@@ -53,6 +53,7 @@ run() {
     local gpu sanitizer test name
     mkdir -p "$results"
     : >"$results/checks"
+    rm -f "$results/bench.json"
     gpu=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>&1) ||
         { echo "no GPU here: nvidia-smi: $gpu" >&2; exit 1; }
     echo "$gpu"
@@ -87,7 +88,7 @@ measure() {
     fi
     check "bench" "$here/conclave" bench --device cuda --model "$model" --profile --json "$results/bench.json" \
         --prefill 512 --batch "${BATCH:-1,32}" --context "${CONTEXT:-128}" --long-context 0 --tokens 16
-    cat "$results/bench.log"
+    [ ! -e "$results/bench.json" ] || cat "$results/bench.log"
 }
 
 case ${1:-} in
