@@ -19,10 +19,10 @@ KERNEL(rms_norm, const float* x, const float* gain, float* out, u32 hidden, floa
     for_row(hidden, [=](u32 i) { out[u64{blockIdx.x} * hidden + i] = gain[i] * (row[i] * factor); });
 }
 
-// out [P, H] = x [R, H] at rows [P], rounded. Grid: P.
-KERNEL(gather_round, const float* x, const u32* rows, bf16* out, u32 hidden) {
-    const float* row = x + u64{rows[blockIdx.x]} * hidden;
-    for_row(hidden, [=](u32 i) { out[u64{blockIdx.x} * hidden + i] = to_bf16(row[i]); });
+// out [P, H] = x [R, H] at rows [P]. Grid: P.
+KERNEL(gather_bf16, const bf16* x, const u32* rows, bf16* out, u32 hidden) {
+    const bf16* row = x + u64{rows[blockIdx.x]} * hidden;
+    for_row(hidden, [=](u32 i) { out[u64{blockIdx.x} * hidden + i] = row[i]; });
 }
 
 // out [S, H]: slot s is the sum over the pairs p = pairs[first[s]..first[s + 1]], in this order, of weights[p] · y[p].

@@ -3,7 +3,7 @@
 use super::{
     CudaError, Driver,
     buffers::Growing,
-    plain::{Address, CombinePairs, DecodeBf16, GatherRound, GroupedLinear, RoundBf16, Swiglu},
+    plain::{Address, CombinePairs, GatherBf16, GroupedLinear, RoundBf16, Swiglu},
     weights::CudaMatrix,
 };
 use crate::{Dtype, ExpertRows, activation};
@@ -76,11 +76,10 @@ impl<M: Send + Sync + 'static> Experts<M> {
         };
         let index = index(driver, &mut self.index, &experts, sizes)?;
         let (bf16, f32) = (Dtype::Bf16.size(), Dtype::F32.size());
-        let (memory, [wire, decoded, x_pairs, gate, up, product, y, combined, rounded]) = self.memory.parts(
+        let (memory, [wire, x_pairs, gate, up, product, y, combined, rounded]) = self.memory.parts(
             driver,
             [
                 sizes.rows * hidden * bf16,
-                sizes.rows * hidden * f32,
                 sizes.pairs * hidden * bf16,
                 sizes.pairs * inner * f32,
                 sizes.pairs * inner * f32,
@@ -97,8 +96,7 @@ impl<M: Send + Sync + 'static> Experts<M> {
         }
         let address = |start: usize| driver.address(memory) + start as u64;
         let block = Block { sizes, index, x: address(x_pairs), gate: address(gate), up: address(up) };
-        DecodeBf16 { x: address(wire), out: address(decoded), n: (sizes.rows * hidden) as u64 }.launch(driver)?;
-        block.gather(driver, address(decoded))?;
+        block.gather(driver, address(wire))?;
         block.run(driver, address(product), address(y))?;
         block.combine(driver, address(y), address(combined))?;
         RoundBf16 { x: address(combined), out: address(rounded), n: sums.len() as u64 }.launch(driver)?;
@@ -181,7 +179,7 @@ struct Block {
 impl Block {
     fn gather<D: Driver>(&self, driver: &D, x: Address) -> Result<(), CudaError> {
         let (hidden, pairs) = (self.sizes.hidden as u32, self.sizes.pairs as u32);
-        GatherRound { x, rows: self.index.rows, out: self.x, hidden, pairs }.launch(driver)
+        GatherBf16 { x, rows: self.index.rows, out: self.x, hidden, pairs }.launch(driver)
     }
 
     fn product<D: Driver>(

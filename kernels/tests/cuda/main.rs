@@ -7,6 +7,7 @@ mod elementwise;
 mod grouped_linear;
 mod heads;
 mod linear;
+mod numbers;
 mod rows;
 mod sample;
 mod shim;

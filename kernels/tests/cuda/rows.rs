@@ -2,7 +2,7 @@
 
 use conclave_kernels::{
     Dtype, RotaryTable, activation,
-    cuda::plain::{CombinePairs, EmbedBf16, EmbedF32, GatherRound, RmsNorm, WriteLatents},
+    cuda::plain::{CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents},
 };
 use proptest::prelude::*;
 
@@ -64,9 +64,9 @@ fn pairs_are_gathered_and_combined_in_order() {
     let x = numbers.vector(rows * hidden, 2.0);
     let from: Vec<u32> = (0..pairs).map(|_| numbers.below(rows as u32)).collect();
     let found = run(|rig| {
-        let (x, from, out) = (rig.upload(&x), rig.upload(&from), rig.poisoned::<u16>(pairs * hidden));
+        let (x, from, out) = (rig.upload_bf16(&x), rig.upload(&from), rig.poisoned::<u16>(pairs * hidden));
         let (hidden, pairs) = (hidden as u32, pairs as u32);
-        GatherRound { x: rig.at(&x), rows: rig.at(&from), out: rig.at(&out), hidden, pairs }.launch(&rig.driver)?;
+        GatherBf16 { x: rig.at(&x), rows: rig.at(&from), out: rig.at(&out), hidden, pairs }.launch(&rig.driver)?;
         Ok(rig.download_bf16(&out, (pairs * hidden) as usize))
     });
     let mut expected: Vec<f32> = from.iter().flat_map(|row| &x[*row as usize * hidden..][..hidden]).copied().collect();

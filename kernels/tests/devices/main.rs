@@ -5,4 +5,7 @@ mod agreement;
 mod cuda;
 mod exactness;
 mod expanded;
+#[path = "../cuda/numbers.rs"]
+#[allow(dead_code, reason = "shared with the tests of the CUDA kernels")]
+mod numbers;
 mod support;

@@ -10,26 +10,7 @@ use conclave_kernels::{
     activation,
 };
 
-/// Numbers that look random and are the same on every machine.
-pub(crate) struct Numbers(u64);
-
-impl Numbers {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn next(&mut self) -> f32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    /// `length` numbers in `-scale..scale`.
-    pub(crate) fn vector(&mut self, length: usize, scale: f32) -> Vec<f32> {
-        (0..length).map(|_| self.next() * scale).collect()
-    }
-}
+pub(crate) use crate::numbers::Numbers;
 
 /// Sizes of a model.
 #[derive(Debug, Clone)]

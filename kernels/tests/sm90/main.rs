@@ -10,6 +10,9 @@ mod fp8;
 mod grouped;
 mod latent_attention;
 mod maps;
+#[path = "../cuda/numbers.rs"]
+#[allow(dead_code, reason = "shared with the tests of the plain kernels")]
+mod numbers;
 #[path = "../cuda/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the plain kernels")]
 mod support;

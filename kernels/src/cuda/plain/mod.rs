@@ -16,7 +16,7 @@ pub use elementwise::{Add, AddTwo, DecodeBf16, RoundBf16, Swiglu};
 pub use grouped_linear::{GroupedLinear, GroupedLinearFp8};
 pub use heads::{MlaQueries, MlaValues};
 pub use linear::{Linear, LinearF32};
-pub use rows::{CombinePairs, EmbedBf16, EmbedF32, GatherRound, RmsNorm, WriteLatents};
+pub use rows::{CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents};
 pub use sample::{AdjustLogits, Adjustment, Draw, Penalties, Sample};
 
 use super::{Arg, CudaError, Driver, Launch};

@@ -66,9 +66,9 @@ kernel! {
 }
 
 kernel! {
-    /// `out = x[rows]`, rounded to bf16.
-    GatherRound("gather_round") {
-        /// f32 `[R, H]`
+    /// `out = x[rows]`
+    GatherBf16("gather_bf16") {
+        /// bf16 `[R, H]`
         x: Address,
         /// u32 `[P]`, below `R`
         rows: Address,
