@@ -10,6 +10,7 @@ mod profile;
 mod profiled;
 mod progress;
 mod prompts;
+mod recorder;
 mod report;
 mod rig;
 mod run;

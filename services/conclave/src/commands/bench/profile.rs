@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::{
     limits::Rates,
     measure::{Bench, Shape, counted},
-    profiled::{Recorder, Step},
+    recorder::{Recorder, Step},
 };
 
 /// The time of one step, and of the operations in it.

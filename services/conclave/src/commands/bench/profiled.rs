@@ -1,123 +1,18 @@
 //! A device that notes how long each of its operations takes, around any other device.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Instant,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use conclave_kernels::{
     Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, RowSpan, StepRows, Weight,
 };
 
-use super::limits::Work;
-
-/// An operation, and the shape `[out, in]` of its matrix where it has one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Operation {
-    name: &'static str,
-    shape: Option<(usize, usize)>,
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.shape {
-            Some((outputs, inputs)) => write!(f, "{} {outputs}x{inputs}", self.name),
-            None => f.write_str(self.name),
-        }
-    }
-}
-
-/// What the calls of one operation took together.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Taken {
-    /// How many.
-    pub calls: u64,
-    /// Time.
-    pub seconds: f64,
-    /// What they had to do at least.
-    pub work: Work,
-}
-
-/// One step of the engine: from its embedding to the next one's.
-#[derive(Debug, Clone)]
-pub struct Step {
-    /// Rows.
-    pub rows: usize,
-    /// How long it took.
-    pub seconds: f64,
-    /// What its operations took.
-    pub operations: BTreeMap<Operation, Taken>,
-    begun: Instant,
-}
-
-/// Takes the notes of a [`Profiled`] device, when it is told to.
-#[derive(Debug, Default)]
-pub struct Recorder {
-    on: AtomicBool,
-    steps: Mutex<Vec<Step>>,
-}
-
-impl Recorder {
-    /// From now on notes are taken, beginning with none.
-    pub fn start(&self) {
-        self.lock().clear();
-        self.on.store(true, Ordering::Relaxed);
-    }
-
-    /// No more notes; the steps noted. The last one ends here.
-    pub fn stop(&self) -> Vec<Step> {
-        self.on.store(false, Ordering::Relaxed);
-        let mut steps = self.lock();
-        close(&mut steps);
-        std::mem::take(&mut *steps)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Step>> {
-        self.steps.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A step of `rows` rows begins.
-    fn begin(&self, rows: usize) {
-        if self.on.load(Ordering::Relaxed) {
-            let mut steps = self.lock();
-            close(&mut steps);
-            steps.push(Step { rows, seconds: 0.0, operations: BTreeMap::new(), begun: Instant::now() });
-        }
-    }
-
-    /// Runs an operation; `note` says what it was, given its result. While notes are taken one runs at a time, so that the time of each is its own: the trunk's
-    /// and the experts' would otherwise wait for each other's threads.
-    fn time<R>(&self, note: impl FnOnce(&R) -> (Operation, Work), run: impl FnOnce() -> R) -> R {
-        if !self.on.load(Ordering::Relaxed) {
-            return run();
-        }
-        let mut steps = self.lock();
-        let started = Instant::now();
-        let result = run();
-        let seconds = started.elapsed().as_secs_f64();
-        if let Some(step) = steps.last_mut() {
-            let (operation, work) = note(&result);
-            let taken = step.operations.entry(operation).or_default();
-            taken.calls += 1;
-            taken.seconds += seconds;
-            taken.work.bytes += work.bytes;
-            taken.work.flops += work.flops;
-        }
-        result
-    }
-}
-
-/// The last step ends now.
-fn close(steps: &mut [Step]) {
-    if let Some(step) = steps.last_mut() {
-        step.seconds = step.begun.elapsed().as_secs_f64();
-    }
-}
+use super::{
+    limits::Work,
+    recorder::{Operation, Recorder},
+};
 
 /// A device whose operations are noted by a [`Recorder`]: the bytes of weights, latents and embedding rows that each has
 /// to read, the operations of its matrices, and its time.
@@ -141,7 +36,7 @@ impl<D: Device> Profiled<D> {
         rows: usize,
         matrices: impl IntoIterator<Item = &'a D::Matrix>,
     ) -> (Operation, Work) {
-        let (mut operation, mut work) = (Operation { name, shape: None }, Work::default());
+        let (mut operation, mut work) = (Operation::plain(name), Work::default());
         for matrix in matrices {
             let (outputs, inputs) = self.device.matrix_shape(matrix);
             operation.shape = operation.shape.or(Some((outputs, inputs)));
@@ -157,7 +52,7 @@ impl<D: Device> Profiled<D> {
     }
 
     fn grouped(&self, experts: &[ExpertRows<'_, D::Matrix>]) -> (Operation, Work) {
-        let (mut operation, mut work) = (Operation { name: "grouped_ffn", shape: None }, Work::default());
+        let (mut operation, mut work) = (Operation::plain("grouped_ffn"), Work::default());
         for ExpertRows { ffn, rows, .. } in experts.iter().filter(|expert| !expert.rows.is_empty()) {
             let (of_one, one) = self.product(operation.name, rows.len(), [&ffn.gate, &ffn.up, &ffn.down]);
             operation.shape = of_one.shape;
@@ -172,7 +67,10 @@ impl<D: Device> Profiled<D> {
     fn attention(&self, shape: &MlaShape, rows: &Rows) -> (Operation, Work) {
         let bytes = rows.absorbed.positions * self.position_bytes.load(Ordering::Relaxed);
         let of_pair = shape.heads * (shape.cached() + shape.latent);
-        (plain("mla_attention"), Work { bytes: bytes as f64, flops: 2.0 * (rows.absorbed.pairs * of_pair) as f64 })
+        (
+            Operation::plain("mla_attention"),
+            Work { bytes: bytes as f64, flops: 2.0 * (rows.absorbed.pairs * of_pair) as f64 },
+        )
     }
 
     /// Each expanded sequence's latents once, its keys and values, and the same for every pair.
@@ -181,7 +79,7 @@ impl<D: Device> Profiled<D> {
         let of_pair = shape.heads * (shape.nope + shape.rope + shape.value);
         let of_position = shape.heads * (shape.nope + shape.value) * shape.latent;
         let flops = 2.0 * (rows.expanded.pairs * of_pair + rows.expanded.positions * of_position) as f64;
-        (plain("mla_expanded"), Work { bytes: bytes as f64, flops })
+        (Operation::plain("mla_expanded"), Work { bytes: bytes as f64, flops })
     }
 }
 
@@ -196,6 +94,7 @@ struct Rows {
 /// What rows attend to.
 #[derive(Debug, Default)]
 struct Attended {
+    rows: usize,
     /// Positions that any row attends to.
     positions: usize,
     /// Pairs of a row and a position that it attends to.
@@ -207,6 +106,7 @@ impl Rows {
         let mut all = Self { count: rows.len(), ..Self::default() };
         for RowSpan { rows, first_position, expanded, .. } in &rows.spans {
             let attended = if *expanded { &mut all.expanded } else { &mut all.absorbed };
+            attended.rows += rows;
             attended.positions += first_position + rows;
             attended.pairs += rows * first_position + rows * (rows + 1) / 2;
         }
@@ -235,11 +135,6 @@ impl<H> NotedHeads<H> {
         let work = Work { bytes: (elements * element) as f64, flops: 2.0 * (rows * elements) as f64 };
         (Operation { name, shape: Some(self.shape) }, work)
     }
-}
-
-/// An operation without a matrix.
-fn plain(name: &'static str) -> Operation {
-    Operation { name, shape: None }
 }
 
 impl<D: Device> Device for Profiled<D> {
@@ -335,11 +230,11 @@ impl<D: Device> Device for Profiled<D> {
             self.device.embed(table, &batch.batch, out);
             (self.device.length(out) * self.activation().size()) as f64
         };
-        self.recorder.time(|bytes| (plain("embed"), Work { bytes: *bytes, flops: 0.0 }), embed);
+        self.recorder.time(|bytes| (Operation::plain("embed"), Work { bytes: *bytes, flops: 0.0 }), embed);
     }
 
     fn rms_norm(&self, x: &D::Buffer, gain: &D::Buffer, eps: f32, out: &mut D::Buffer) {
-        let note = |_: &_| (plain("rms_norm"), Work::default());
+        let note = |_: &_| (Operation::plain("rms_norm"), Work::default());
         self.recorder.time(note, || self.device.rms_norm(x, gain, eps, out));
     }
 
@@ -375,7 +270,7 @@ impl<D: Device> Device for Profiled<D> {
         uk: &Self::Heads,
         out: &mut D::Buffer,
     ) {
-        let note = |_: &_| uk.product("mla_queries", batch.rows.count, self.activation().size());
+        let note = |_: &_| uk.product("mla_queries", batch.rows.absorbed.rows, self.activation().size());
         self.recorder.time(note, || self.device.mla_queries(mla, &batch.batch, q, &uk.heads, out));
     }
 
@@ -387,7 +282,7 @@ impl<D: Device> Device for Profiled<D> {
         cache: &mut D::Cache,
     ) {
         let bytes = (batch.rows.count * self.position_bytes.load(Ordering::Relaxed)) as f64;
-        let note = |_: &_| (plain("write_latents"), Work { bytes, flops: 0.0 });
+        let note = |_: &_| (Operation::plain("write_latents"), Work { bytes, flops: 0.0 });
         self.recorder.time(note, || self.device.write_latents(mla, &batch.batch, write, cache));
     }
 
@@ -411,8 +306,7 @@ impl<D: Device> Device for Profiled<D> {
         uv: &Self::Heads,
         out: &mut D::Buffer,
     ) {
-        let rows = self.device.length(o_lat) / (mla.shape.heads * mla.shape.latent).max(1);
-        let note = |_: &_| uv.product("mla_values", rows, self.activation().size());
+        let note = |_: &_| uv.product("mla_values", batch.rows.absorbed.rows, self.activation().size());
         self.recorder.time(note, || self.device.mla_values(mla, &batch.batch, o_lat, &uv.heads, out));
     }
 
@@ -514,5 +408,23 @@ mod tests {
         let (_, work) = device.attention(&shape, &Rows::of(&rows));
         let pairs = 10.0 + (5.0 + 6.0 + 7.0);
         assert_eq!(work, Work { bytes: (10.0 + 7.0) * 10.0 * 4.0, flops: pairs * 2.0 * 2.0 * (10.0 + 8.0) });
+    }
+
+    #[test]
+    fn expanded_rows_are_counted_apart() {
+        let (device, _) = device();
+        let shape = MlaShape { heads: 2, nope: 4, rope: 2, value: 4, latent: 8 };
+        device.new_cache(1, 1, &shape).unwrap();
+        let mut rows = span(1, 9);
+        rows.push(&[1; 3], 4, &[0], 64);
+        rows.spans[1].expanded = true;
+        let rows = Rows::of(&rows);
+        assert_eq!((rows.count, rows.absorbed.rows, rows.expanded.rows), (4, 1, 3));
+        let (_, absorbed) = device.attention(&shape, &rows);
+        assert_eq!(absorbed, Work { bytes: 10.0 * 10.0 * 4.0, flops: 10.0 * 2.0 * 2.0 * (10.0 + 8.0) });
+        let (_, expanded) = device.expanded(&shape, &rows);
+        let (pairs, of_position) = (5.0 + 6.0 + 7.0, 2.0 * 2.0 * (4.0 + 4.0) * 8.0);
+        let flops = pairs * 2.0 * 2.0 * (6.0 + 4.0) + 7.0 * of_position;
+        assert_eq!(expanded, Work { bytes: 7.0 * 10.0 * 4.0, flops });
     }
 }

@@ -22,9 +22,10 @@ use super::{
     measure::{Bench, Shape},
     mixed,
     profile::{self, Profile, Wanted},
-    profiled::{Profiled, Recorder},
+    profiled::Profiled,
     progress::Progress,
     prompts::Prompts,
+    recorder::Recorder,
     report::{Figure, Model, Process, Report, Unit},
     target::Target,
 };
