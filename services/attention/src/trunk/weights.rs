@@ -99,12 +99,9 @@ impl<D: Device> TrunkWeights<D> {
 /// Bytes of the trunk's tensors as stored; of those that expand keys and values twice, unless the trunk is `exact`.
 pub(crate) fn trunk_bytes(checkpoint: &Checkpoint, exact: bool) -> u64 {
     let once = checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed).map(|tensor| tensor.bytes);
-    let again: Vec<String> = match exact {
-        true => Vec::new(),
-        false => (0..checkpoint.config().layers).map(|layer| names::layer(layer).kv_b_proj()).collect(),
-    };
-    let twice = checkpoint.tensors().filter(|tensor| again.iter().any(|name| name == tensor.name));
-    once.chain(twice.map(|tensor| tensor.bytes)).sum()
+    let expanding = (0..if exact { 0 } else { checkpoint.config().layers })
+        .filter_map(|layer| checkpoint.weight(&names::layer(layer).kv_b_proj()).ok());
+    once.chain(expanding.map(|weight| weight.data.len() as u64)).sum()
 }
 
 /// The trunk's tensors as they are used: layer by layer, within a layer as they lie in the files.
