@@ -55,8 +55,8 @@ check: ## formatting, lints, licences, documentation
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check licenses bans sources
 
-bench: build ## tokens a second beside the machine's limits, in process and as a cluster (BENCH_MODEL=dir, PEERS=1)
-	PEERS=$(PEERS) PEERS_DIR=$(PEERS_DIR) deploy/bench.sh $(BENCH_MODEL) $(BENCH_FLAGS)
+bench: build deps ## tokens a second beside the machine's limits, in process, as clusters, and of other engines (BENCH_MODEL=dir, ROUNDS=3, PEERS=1)
+	deploy/bench/run.sh $(BENCH_MODEL) $(BENCH_FLAGS)
 
 cluster: build ## a local cluster of real processes: etcd, a router, an attention service and four expert shards
 	deploy/local-cluster.sh $(MODEL)
