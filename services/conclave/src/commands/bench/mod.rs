@@ -34,7 +34,8 @@ use crate::process::{AttentionArgs, DeviceArgs, ModelArgs};
 const FIGURES: &str = "\
 Measure how fast a model is served: in this process, or by a running server or cluster
 
-Prompts are random token ids, the same in every run; decoding is greedy and goes on past any end of sequence.
+Prompts are random token ids, unlike those of any run before, which a server may have in its prefix cache; decoding is
+greedy and goes on past any end of sequence.
 
   prefill      prompt tokens by the time from the request to its first token
   decode       tokens of all streams by the time during which all of them decode, no prefill in it;
@@ -107,6 +108,9 @@ pub struct BenchArgs {
     pub tokens: usize,
     #[command(flatten)]
     pub mixed: mixed::MixedArgs,
+    /// Decides the prompts, for runs with the same ones [default: the time].
+    #[arg(long, env = "CONCLAVE_BENCH_SEED", value_name = "SEED")]
+    pub seed: Option<u64>,
     /// Repetitions of each measurement.
     #[arg(long, env = "CONCLAVE_BENCH_REPEAT", value_name = "N", default_value = "3")]
     pub repeat: usize,

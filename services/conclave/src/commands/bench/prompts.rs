@@ -1,7 +1,7 @@
-//! Prompts of random token ids: the same ones in every run.
+//! Prompts of random token ids.
 
-/// Decides all prompts.
-const SEED: u64 = 0x5eed;
+/// Decides which ids prompts are made of.
+const CANDIDATES: u64 = 0x5eed;
 
 /// Draws prompts.
 #[derive(Debug, Clone)]
@@ -13,7 +13,7 @@ pub struct Prompts {
 impl Prompts {
     /// At most `count` ids below `vocab`, in random order, to choose prompts from.
     pub fn candidates(vocab: u32, count: usize) -> Vec<u32> {
-        let mut random = SplitMix(SEED);
+        let mut random = SplitMix(CANDIDATES);
         let mut ids: Vec<u32> = (0..vocab).collect();
         let taken = count.min(ids.len());
         for at in 0..taken {
@@ -24,9 +24,9 @@ impl Prompts {
         ids
     }
 
-    /// Prompts of these ids.
-    pub fn new(ids: Vec<u32>) -> Self {
-        Self { ids, random: SplitMix(SEED + 1) }
+    /// Prompts of these ids, decided by `seed`.
+    pub fn new(ids: Vec<u32>, seed: u64) -> Self {
+        Self { ids, random: SplitMix(seed) }
     }
 
     /// A prompt unlike those before it, so that nothing cached serves it.
@@ -78,12 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn prompts_differ_within_a_run_and_not_between_runs() {
-        let mut one = Prompts::new(vec![3, 5, 8, 13]);
-        let mut other = one.clone();
+    fn prompts_differ_within_a_run_and_between_seeds() {
+        let prompts = |seed| Prompts::new(vec![3, 5, 8, 13], seed);
+        let (mut one, mut same, mut other) = (prompts(1), prompts(1), prompts(2));
         let (a, b) = (one.draw(64), one.draw(64));
         assert_ne!(a, b);
-        assert_eq!((other.draw(64), other.draw(64)), (a.clone(), b));
+        assert_ne!(other.draw(64), a);
+        assert_eq!((same.draw(64), same.draw(64)), (a.clone(), b));
         assert!(a.iter().all(|id| [3, 5, 8, 13].contains(id)));
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Result, bail};
@@ -167,7 +167,7 @@ async fn bench(
     }
     Ok(Bench {
         target,
-        prompts: Prompts::new(ids),
+        prompts: Prompts::new(ids, args.seed.unwrap_or_else(seed_of_now)),
         costs,
         context_limit: model.context_limit as usize,
         repeat: args.repeat,
@@ -175,6 +175,11 @@ async fn bench(
         progress,
         probe,
     })
+}
+
+/// Another one in every run.
+fn seed_of_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_nanos() as u64)
 }
 
 /// Prefill and decode.
