@@ -11,6 +11,8 @@ pub trait Driver: Send + Sync + 'static {
 
     /// The chip, for the numerics id.
     fn name(&self) -> String;
+    /// The kind of chip, as code is built for it: `sm_80`, `sm_90a`. It decides which kernels are used.
+    fn chip(&self) -> &'static str;
     /// Multiprocessors of the chip.
     fn multiprocessors(&self) -> usize;
     /// Memory of `bytes` bytes, at a multiple of 256, with anything in it.

@@ -247,6 +247,10 @@ impl Driver for Gpu {
         self.name.clone()
     }
 
+    fn chip(&self) -> &'static str {
+        self.chip
+    }
+
     fn multiprocessors(&self) -> usize {
         self.multiprocessors
     }

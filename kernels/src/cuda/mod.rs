@@ -9,9 +9,13 @@ mod driver;
 mod experts;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod kernel;
+mod operand;
 pub mod plain;
+mod products;
 #[cfg(feature = "cuda-shim")]
 mod shim;
+pub mod sm90;
 mod tensor_map;
 mod weights;
 

@@ -7,18 +7,24 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{CudaError, Driver, EncodedMap, Launch, TensorMap};
+use super::{CudaError, Driver, EncodedMap, Launch, TensorMap, sm90};
 
 /// Runs kernels on fibres. Blocks, warps and lanes take turns as the seed decides.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shim {
     seed: AtomicU64,
+    chip: &'static str,
 }
 
 impl Shim {
-    /// A driver whose schedules come from `seed`.
+    /// A driver whose schedules come from `seed`, in place of a chip that has the plain kernels alone.
     pub fn new(seed: u64) -> Self {
-        Self { seed: AtomicU64::new(seed) }
+        Self { seed: AtomicU64::new(seed), chip: "sm_80" }
+    }
+
+    /// The same in place of a chip that also has those for sm_90a.
+    pub fn sm90(seed: u64) -> Self {
+        Self { chip: sm90::CHIP, ..Self::new(seed) }
     }
 
     /// Sets the seed of the next launch; each launch adds one to it.
@@ -60,6 +66,10 @@ impl Driver for Shim {
 
     fn name(&self) -> String {
         "shim".to_owned()
+    }
+
+    fn chip(&self) -> &'static str {
+        self.chip
     }
 
     fn multiprocessors(&self) -> usize {

@@ -47,6 +47,10 @@ impl Driver for Any {
         each!(self, driver => driver.name())
     }
 
+    fn chip(&self) -> &'static str {
+        each!(self, driver => driver.chip())
+    }
+
     fn multiprocessors(&self) -> usize {
         each!(self, driver => driver.multiprocessors())
     }
