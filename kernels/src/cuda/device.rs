@@ -12,7 +12,7 @@ use super::{
     buffers::{CudaBuffer, Growing},
     experts::Experts,
     operand::Operand,
-    plain::{Add, AddTwo, EmbedBf16, EmbedF32, LinearF32, RmsNorm},
+    plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, RmsNorm},
     products::{self, Block},
     sm90,
     weights::{CudaMatrix, CudaRotary},
@@ -222,7 +222,7 @@ impl<D: Driver> Device for Cuda<D> {
             let count = rows(x, w.cols);
             let (y, rows, inner, outputs) =
                 (y.fit(driver, count * w.rows)?, count as u32, w.cols as u32, w.rows as u32);
-            LinearF32 { x: x.f32(driver)?, w: w.address, y, rows, inner, outputs }.launch(driver)
+            GateLogits { x: x.f32(driver)?, w: w.address, y, rows, inner, outputs }.launch(driver)
         });
     }
 

@@ -221,15 +221,9 @@ fn kernels_of(shim: Shim, case: &Case) -> Vec<String> {
 
 #[test]
 fn the_chip_and_the_sizes_decide_which_kernels_serve() {
-    let plain = ["grouped_linear", "linear", "linear_f32", "mla_queries", "mla_splits", "mla_values", "swiglu"];
+    let plain = ["grouped_linear", "linear", "mla_queries", "mla_splits", "mla_values", "swiglu"];
     assert_eq!(kernels_of(Shim::new(1), &Case::tiled()), plain);
-    let sm90 = [
-        "linear_f32",
-        "sm90_grouped_gated_128",
-        "sm90_grouped_heads_128",
-        "sm90_grouped_linear_128",
-        "sm90_mla_splits",
-    ];
+    let sm90 = ["sm90_grouped_gated_128", "sm90_grouped_heads_128", "sm90_grouped_linear_128", "sm90_mla_splits"];
     assert_eq!(kernels_of(Shim::sm90(1), &Case::tiled()), sm90);
     // Of these, the hidden size alone fits: not that between gate and down, nor those of heads.
     let mut some = [&plain[..], &["sm90_grouped_linear_128"]].concat();

@@ -4,6 +4,7 @@
 mod attention;
 mod choices;
 mod elementwise;
+mod gate_logits;
 mod grouped_linear;
 mod heads;
 mod linear;
@@ -13,9 +14,10 @@ mod sample;
 pub use attention::{MergeSplits, MergeSplitsBf16, MlaSplits};
 pub use choices::*;
 pub use elementwise::{Add, AddTwo, DecodeBf16, RoundBf16, Swiglu};
+pub use gate_logits::GateLogits;
 pub use grouped_linear::{GroupedLinear, GroupedLinearFp8};
 pub use heads::{MlaQueries, MlaValues, SplitQueries};
-pub use linear::{Linear, LinearF32};
+pub use linear::Linear;
 pub use rows::{CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents};
 pub use sample::{AdjustLogits, Adjustment, Draw, Penalties, Sample};
 
