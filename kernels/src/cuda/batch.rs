@@ -114,23 +114,22 @@ impl<M> CudaBatch<M> {
             .collect();
         let (items, passes) = heads.map_or_else(Default::default, |heads| self.host.work(heads, sm90::LATENT));
         // The items first: they lie at multiples of 16 bytes.
-        let tables: [&[u32]; 8] = [
+        let tables: [&[u8]; 8] = [
             bytemuck::cast_slice(&items),
-            &rows.tokens,
-            &rows.positions,
-            &rows.slots,
-            &sequences,
-            &self.host.seen,
-            &first_block,
-            &blocks,
+            bytemuck::cast_slice(&rows.tokens),
+            bytemuck::cast_slice(&rows.positions),
+            bytemuck::cast_slice(&rows.slots),
+            bytemuck::cast_slice(&sequences),
+            bytemuck::cast_slice(&self.host.seen),
+            bytemuck::cast_slice(&first_block),
+            bytemuck::cast_slice(&blocks),
         ];
-        let all = tables.concat();
-        let memory = self.tables.fit(driver, size_of_val(&all[..]))?;
-        driver.upload(memory, 0, bytemuck::cast_slice(&all))?;
+        let memory = self.tables.fit(driver, tables.iter().map(|table| table.len()).sum())?;
+        driver.upload_parts(memory, 0, &tables)?;
         let mut next = driver.address(memory);
         let addresses = tables.map(|table| {
             let address = next;
-            next += size_of_val(table) as u64;
+            next += table.len() as u64;
             address
         });
         let work = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);

@@ -12,11 +12,13 @@ use super::{
 };
 use crate::{Dtype, ExpertRows, activation};
 
+/// Where the rows begin behind the tables.
+const ROWS_ALIGN: usize = 256;
+
 /// Working memory of grouped blocks.
 #[derive(Debug)]
 pub(super) struct Experts<M> {
     memory: Growing<M>,
-    index: Growing<M>,
     operands: Operands<M>,
     sums: Vec<u8>,
 }
@@ -35,7 +37,7 @@ struct Operands<M> {
 impl<M> Default for Experts<M> {
     fn default() -> Self {
         let operands = Operands { x: Operand::default(), product: Operand::default(), gate_up: Growing::default() };
-        Self { memory: Growing::default(), index: Growing::default(), operands, sums: Vec::new() }
+        Self { memory: Growing::default(), operands, sums: Vec::new() }
     }
 }
 
@@ -118,19 +120,20 @@ impl<M: Send + Sync + 'static> Experts<M> {
             inner,
         };
         let served = Served::new(driver, &experts)?;
-        let index = index(driver, &mut self.index, &experts, sizes.slots, &served)?;
-        let block = Block { sizes, index, groups: experts.iter().map(|expert| expert.rows.len()).collect() };
-
+        let tables = Tables::new(&experts, sizes.slots, &served);
         let (bf16, f32) = (Dtype::Bf16.size(), Dtype::F32.size());
-        let bytes = [sizes.rows * hidden * bf16, sizes.pairs * hidden * f32, sums.len() * bf16];
-        let (memory, [wire, y, out]) = self.memory.parts(driver, bytes)?;
-        let mut at = wire;
-        for part in x {
-            driver.upload(memory, at, part)?;
-            at += part.len();
-        }
+        let rows_at = tables.bytes().next_multiple_of(ROWS_ALIGN);
+        let up = rows_at + sizes.rows * hidden * bf16;
+        let (memory, [_, y, out]) = self.memory.parts(driver, [up, sizes.pairs * hidden * f32, sums.len() * bf16])?;
+        // All that the block needs goes up in one copy.
+        let padding = [0; ROWS_ALIGN];
+        let padding = &padding[..rows_at - tables.bytes()];
+        driver.upload_parts(memory, 0, &[&tables.parts()[..], &[padding], x].concat())?;
+
         let address = |start: usize| driver.address(memory) + start as u64;
-        block.gather(driver, address(wire), &mut self.operands.x)?;
+        let groups = experts.iter().map(|expert| expert.rows.len()).collect();
+        let block = Block { sizes, index: tables.at(address(0)), groups };
+        block.gather(driver, address(rows_at), &mut self.operands.x)?;
         match served {
             Served::Plain(_) => block.plain(driver, &mut self.operands, address(y))?,
             Served::Sm90(_) => block.sm90(driver, &mut self.operands, address(y))?,
@@ -143,43 +146,59 @@ impl<M: Send + Sync + 'static> Experts<M> {
     }
 }
 
-/// Uploads what kernels look up.
-fn index<D: Driver>(
-    driver: &D,
-    memory: &mut Growing<D::Memory>,
-    experts: &[&Rows<'_, D::Memory>],
-    slot_count: usize,
-    served: &Served,
-) -> Result<Index, CudaError> {
-    let rows: Vec<u32> = experts.iter().flat_map(|expert| expert.rows).copied().collect();
-    let weights: Vec<f32> = experts.iter().flat_map(|expert| expert.weights).copied().collect();
-    let slots: Vec<u32> = experts.iter().flat_map(|expert| expert.slots).copied().collect();
-    let ends = experts.iter().scan(0, |end, expert| {
-        *end += expert.rows.len() as u32;
-        Some(*end)
-    });
-    let offsets: Vec<u32> = std::iter::once(0).chain(ends).collect();
-    let (first, pairs) = by_slot(&slots, slot_count);
-    let matrices = served.matrices();
-    // The addresses first: they are of eight bytes.
-    let tables: [&[u8]; 6] = [
-        bytemuck::cast_slice(&matrices),
-        bytemuck::cast_slice(&rows),
-        bytemuck::cast_slice(&weights),
-        bytemuck::cast_slice(&offsets),
-        bytemuck::cast_slice(&first),
-        bytemuck::cast_slice(&pairs),
-    ];
-    let all = tables.concat();
-    let memory = memory.fit(driver, all.len())?;
-    driver.upload(memory, 0, &all)?;
-    let mut next = driver.address(memory);
-    let [matrices, rows, weights, offsets, first, pairs] = tables.map(|table| {
-        let address = next;
-        next += table.len() as u64;
-        address
-    });
-    Ok(Index { rows, weights, offsets, first, pairs, matrices })
+/// What kernels look up, on the host: see [`Index`].
+struct Tables {
+    matrices: Vec<Address>,
+    rows: Vec<u32>,
+    weights: Vec<f32>,
+    offsets: Vec<u32>,
+    first: Vec<u32>,
+    pairs: Vec<u32>,
+}
+
+impl Tables {
+    fn new<M>(experts: &[&Rows<'_, M>], slot_count: usize, served: &Served) -> Self {
+        let slots: Vec<u32> = experts.iter().flat_map(|expert| expert.slots).copied().collect();
+        let ends = experts.iter().scan(0, |end, expert| {
+            *end += expert.rows.len() as u32;
+            Some(*end)
+        });
+        let (first, pairs) = by_slot(&slots, slot_count);
+        Self {
+            matrices: served.matrices(),
+            rows: experts.iter().flat_map(|expert| expert.rows).copied().collect(),
+            weights: experts.iter().flat_map(|expert| expert.weights).copied().collect(),
+            offsets: std::iter::once(0).chain(ends).collect(),
+            first,
+            pairs,
+        }
+    }
+
+    /// One behind the other; the addresses first, as they are of eight bytes.
+    fn parts(&self) -> [&[u8]; 6] {
+        [
+            bytemuck::cast_slice(&self.matrices),
+            bytemuck::cast_slice(&self.rows),
+            bytemuck::cast_slice(&self.weights),
+            bytemuck::cast_slice(&self.offsets),
+            bytemuck::cast_slice(&self.first),
+            bytemuck::cast_slice(&self.pairs),
+        ]
+    }
+
+    fn bytes(&self) -> usize {
+        self.parts().iter().map(|part| part.len()).sum()
+    }
+
+    /// Where they are on the device if they begin there.
+    fn at(&self, mut next: Address) -> Index {
+        let [matrices, rows, weights, offsets, first, pairs] = self.parts().map(|part| {
+            let address = next;
+            next += part.len() as u64;
+            address
+        });
+        Index { rows, weights, offsets, first, pairs, matrices }
+    }
 }
 
 /// The pairs of each slot in order: where they begin `[S + 1]`, and which they are.

@@ -11,8 +11,12 @@ mod experts;
 mod gpu;
 mod kernel;
 mod operand;
+#[cfg(feature = "cuda")]
+mod pinned;
 pub mod plain;
 mod products;
+#[cfg(any(feature = "cuda", test))]
+mod ring;
 #[cfg(feature = "cuda-shim")]
 mod shim;
 pub mod sm90;

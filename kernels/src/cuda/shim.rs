@@ -89,10 +89,13 @@ impl Driver for Shim {
         Ok(())
     }
 
-    fn upload(&self, memory: &ShimMemory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
-        let to = memory.at(offset..offset + bytes.len());
-        // SAFETY: inside the memory, as checked by `at`.
-        unsafe { to.copy_from(bytes.as_ptr(), bytes.len()) };
+    fn upload_parts(&self, memory: &ShimMemory, mut offset: usize, parts: &[&[u8]]) -> Result<(), CudaError> {
+        for part in parts {
+            let to = memory.at(offset..offset + part.len());
+            // SAFETY: inside the memory, as checked by `at`.
+            unsafe { to.copy_from(part.as_ptr(), part.len()) };
+            offset += part.len();
+        }
         Ok(())
     }
 

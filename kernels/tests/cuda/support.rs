@@ -36,11 +36,6 @@ impl Rig {
         self.upload(&activation::encode(Dtype::Bf16, values))
     }
 
-    /// Has memory begin with `values`, rounded to bf16.
-    pub(crate) fn write_bf16(&self, memory: &Memory, values: &[f32]) {
-        self.driver.upload(memory, 0, &activation::encode(Dtype::Bf16, values)).unwrap();
-    }
-
     /// Memory of `length` elements that are NaN.
     pub(crate) fn poisoned<T: Pod>(&self, length: usize) -> Memory {
         self.upload(&vec![0xffu8; length * size_of::<T>()])

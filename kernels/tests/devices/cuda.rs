@@ -160,8 +160,8 @@ impl Driver for &'static Watched {
         self.shim.zero(memory, range)
     }
 
-    fn upload(&self, memory: &ShimMemory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
-        self.shim.upload(memory, offset, bytes)
+    fn upload_parts(&self, memory: &ShimMemory, offset: usize, parts: &[&[u8]]) -> Result<(), CudaError> {
+        self.shim.upload_parts(memory, offset, parts)
     }
 
     fn download(&self, memory: &ShimMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {

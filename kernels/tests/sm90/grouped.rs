@@ -1,10 +1,13 @@
 //! Grouped products in bf16.
 
-use conclave_kernels::cuda::{
-    Element,
-    sm90::{
-        GroupedGated, GroupedHeads, GroupedLinear, Tokens,
-        maps::{INPUT_ROWS, TILE_ROWS},
+use conclave_kernels::{
+    Dtype, activation,
+    cuda::{
+        Driver, Element,
+        sm90::{
+            GroupedGated, GroupedHeads, GroupedLinear, Tokens,
+            maps::{INPUT_ROWS, TILE_ROWS},
+        },
     },
 };
 
@@ -117,7 +120,7 @@ fn gate_and_up(rig: &Rig, memory: &mut Vec<Memory>, weights: &[f32], lies: Lies)
     both.sort_by_key(|memory| rig.at(memory));
     let [first, second] = both;
     let (gate_memory, up_memory) = if lies == Lies::Before { (second, first) } else { (first, second) };
-    rig.write_bf16(&up_memory, up);
+    rig.driver.upload(&up_memory, 0, &activation::encode(Dtype::Bf16, up)).unwrap();
     let at = [rig.at(&gate_memory), rig.at(&up_memory)];
     memory.extend([gate_memory, up_memory]);
     at
