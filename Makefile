@@ -30,7 +30,7 @@ unit: ## unit tests only
 kernels: ## tests of the CUDA kernels, on the processor and with the CUDA compiler (REQUIRE_NVCC=1: fail without it)
 	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test --release --locked -p conclave-kernels --features cuda-shim \
 		--test cuda --test cubins --test devices --test sm90 --test cuda_sass
-	$(CARGO) test --release --locked -p conclave-tests --features cuda-shim --test golden cuda
+	$(CARGO) test --release --locked -p conclave-tests --features cuda-shim --test golden -- cuda tiled
 
 gpu: ## what a GPU machine without Rust needs to check and measure the CUDA device, into target/gpu (run target/gpu/gpu.sh run there)
 	CUDA_HOME="$(CUDA_COMPILER)" deploy/gpu.sh pack target/gpu

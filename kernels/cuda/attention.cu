@@ -32,5 +32,13 @@ KERNEL_BOUNDS(mla_splits, (SPLIT_THREADS), const float* q, const bf16* cache, co
 // splits [T, n, count, r + 2] → out [T, n, r]: those of the splits that row t has, keys [T]. Grid: (T, n).
 KERNEL(merge_splits, const float* splits, const u32* keys, float* out, u32 count, u32 latent) {
     u64 head = u64{blockIdx.x} * gridDim.y + blockIdx.y;
-    merge_head(splits + head * count * (latent + 2), ceil_div(keys[blockIdx.x], SPLIT), out + head * latent, latent);
+    merge_head(splits + head * count * (latent + 2), ceil_div(keys[blockIdx.x], SPLIT), latent,
+               [=](u32 i, float value) { out[head * latent + i] = value; });
+}
+
+// The same, rounded.
+KERNEL(merge_splits_bf16, const float* splits, const u32* keys, bf16* out, u32 count, u32 latent) {
+    u64 head = u64{blockIdx.x} * gridDim.y + blockIdx.y;
+    merge_head(splits + head * count * (latent + 2), ceil_div(keys[blockIdx.x], SPLIT), latent,
+               [=](u32 i, float value) { out[head * latent + i] = to_bf16(value); });
 }

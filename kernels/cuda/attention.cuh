@@ -84,8 +84,9 @@ __device__ __forceinline__ void sum_latents(const Split& split, const SplitMemor
     }
 }
 
-// Merges splits [count, r + 2] of one head in ascending order: out [r].
-__device__ __forceinline__ void merge_head(const float* splits, u32 count, float* out, u32 latent) {
+// Merges splits [count, r + 2] of one head in ascending order: `store(i, value)` takes latents [r].
+template <class Store>
+__device__ __forceinline__ void merge_head(const float* splits, u32 count, u32 latent, Store store) {
     for (u32 i = threadIdx.x; i < latent; i += blockDim.x) {
         float most = -INFINITY, sum = 0.0f, value = 0.0f;
         for (u32 at = 0; at < count; at++) {
@@ -96,6 +97,6 @@ __device__ __forceinline__ void merge_head(const float* splits, u32 count, float
             value = value * keep + split[2 + i] * take;
             most = larger;
         }
-        out[i] = count > 0 ? value / sum : 0.0f;
+        store(i, count > 0 ? value / sum : 0.0f);
     }
 }

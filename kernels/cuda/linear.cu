@@ -4,8 +4,3 @@
 KERNEL_BOUNDS(linear, (TILE_THREADS), const bf16* x, const bf16* w, float* y, u32 rows, u32 inner, u32 outputs) {
     linear_tile(x, w, y, rows, inner, outputs);
 }
-
-// The same of rows that are not rounded: gate logits.
-KERNEL_BOUNDS(linear_f32, (TILE_THREADS), const float* x, const bf16* w, float* y, u32 rows, u32 inner, u32 outputs) {
-    linear_tile(x, w, y, rows, inner, outputs);
-}

@@ -12,11 +12,15 @@ KERNEL(embed_f32, const float* table, const u32* tokens, float* out, u32 hidden)
     for_row(hidden, [=](u32 i) { out[u64{blockIdx.x} * hidden + i] = row[i]; });
 }
 
-// out [T, H] = gain [H] ⊙ x [T, H] / sqrt(mean(x²) + eps). Grid: T.
-KERNEL(rms_norm, const float* x, const float* gain, float* out, u32 hidden, float eps) {
-    const float* row = x + u64{blockIdx.x} * hidden;
-    float factor = norm_factor(row, hidden, eps);
-    for_row(hidden, [=](u32 i) { out[u64{blockIdx.x} * hidden + i] = gain[i] * (row[i] * factor); });
+// out [T, H] = gain [H] ⊙ x [T, H] / sqrt(mean(x²) + eps), and rounded. Grid: T.
+KERNEL(rms_norm, const float* x, const float* gain, float* out, bf16* rounded, u32 hidden, float eps) {
+    u64 first = u64{blockIdx.x} * hidden;
+    float factor = norm_factor(x + first, hidden, eps);
+    for_row(hidden, [=](u32 i) {
+        float value = gain[i] * (x[first + i] * factor);
+        out[first + i] = value;
+        rounded[first + i] = to_bf16(value);
+    });
 }
 
 // out [P, H] = x [R, H] at rows [P]. Grid: P.
@@ -25,13 +29,13 @@ KERNEL(gather_bf16, const bf16* x, const u32* rows, bf16* out, u32 hidden) {
     for_row(hidden, [=](u32 i) { out[u64{blockIdx.x} * hidden + i] = row[i]; });
 }
 
-// out [S, H]: slot s is the sum over the pairs p = pairs[first[s]..first[s + 1]], in this order, of weights[p] · y[p].
-// y [P, H]; first [S + 1]. Grid: S.
-KERNEL(combine_pairs, const float* y, const float* weights, const u32* first, const u32* pairs, float* out, u32 hidden) {
+// out [S, H]: slot s is the sum over the pairs p = pairs[first[s]..first[s + 1]], in this order, of weights[p] · y[p],
+// rounded. y [P, H]; first [S + 1]. Grid: S.
+KERNEL(combine_pairs, const float* y, const float* weights, const u32* first, const u32* pairs, bf16* out, u32 hidden) {
     u32 begin = first[blockIdx.x], end = first[blockIdx.x + 1];
     for_row(hidden, [=](u32 i) {
         float sum = 0.0f;
         for (u32 at = begin; at < end; at++) sum += weights[pairs[at]] * y[u64{pairs[at]} * hidden + i];
-        out[u64{blockIdx.x} * hidden + i] = sum;
+        out[u64{blockIdx.x} * hidden + i] = to_bf16(sum);
     });
 }

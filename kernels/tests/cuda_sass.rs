@@ -66,7 +66,17 @@ fn expected() -> Vec<Expected> {
     };
     let grouped =
         bf16.into_iter().flat_map(|row| grouped(false, row)).chain(fp8.into_iter().flat_map(|row| grouped(true, row)));
-    grouped.chain([attention("HGMMA.64x64x16.F32.BF16", 36), attention("HGMMA.64x256x16.F32.BF16", 8)]).collect()
+    let heads = Expected {
+        kernel: "sm90_grouped_heads_128".to_owned(),
+        product: "HGMMA.64x128x16.F32.BF16".to_owned(),
+        products: 4,
+        loads: &["4D", "2D"],
+        threads: 384,
+        blocks: 1,
+        shared: 200_804,
+        registers: 128,
+    };
+    grouped.chain([heads, attention("HGMMA.64x64x16.F32.BF16", 36), attention("HGMMA.64x256x16.F32.BF16", 8)]).collect()
 }
 
 /// The folder of the compiler, if there is one.
@@ -121,7 +131,7 @@ impl Code {
 /// Compiles all kernels as `build/nvcc.rs` does; spills are errors.
 fn compile(tools: &Path) -> Code {
     let mut code = Code::default();
-    for name in ["sm90_grouped_linear", "sm90_grouped_linear_fp8", "sm90_mla_splits"] {
+    for name in ["sm90_grouped_linear", "sm90_grouped_heads", "sm90_grouped_linear_fp8", "sm90_mla_splits"] {
         let source = format!("{}/cuda/sm90/{name}.cu", env!("CARGO_MANIFEST_DIR"));
         let cubin = format!("{}/{name}.cubin", env!("CARGO_TARGET_TMPDIR"));
         let target = "-gencode=arch=compute_90a,code=sm_90a";

@@ -17,28 +17,41 @@ constexpr u32 PIECE = 16;
 /// Tokens whose scales one tile load brings.
 constexpr u32 SCALE_PIECE = 32;
 
+/// Set in the address of a map of gate and up that has up in the place of gate, and gate in that of up.
+constexpr u64 EXCHANGED = 1;
+
 /// The arguments of a grouped product `y [P, outputs] = x [P, inner] · Wᵀ` of each group.
 struct Grouped {
-    /// bf16 or e4m3 [P, inner], tile [16 rows, 128 bytes]
+    /// bf16 or e4m3 [P, inner], tile [16 rows, 128 bytes]. Heads: bf16 [1, rows, groups, inner], tile [1, 16, 1, 128 bytes]
     const TensorMap* x;
     /// f32 [ceil(inner / 128), P], tile [1, 32]; FP8 only
     const TensorMap* x_scales;
     /// Addresses of tensor maps [groups]: bf16 or e4m3 [outputs, inner], tile [64 rows, 128 bytes]. Gated: gate [outputs, inner]
-    /// and up, as [outputs / 8, 2, 8, inner], tile [4, 2, 8, 128 bytes].
+    /// and up, as [outputs / 8, 2, 8, inner], tile [4, 2, 8, 128 bytes]; bf16 may have EXCHANGED set.
     const u64* weights;
     /// Addresses of f32 [ceil(outputs / 128), ceil(inner / 128)]; gated: of gate, then of up; FP8 only
     const u64* scales;
-    /// Rows of `x` and `y` that each group owns: begin[g]..end[g]
+    /// Rows of `x` and `y` that each group owns: begin[g]..end[g]. Without them (null), each has 0..rows.
     const u32* begin;
     const u32* end;
+    u32 rows;
     u32 groups, inner, outputs;
+    /// Heads: y [rows, groups, width], of which the first outputs are written.
+    u32 width = 0;
+
+    __device__ __forceinline__ u32 first(u32 group) const { return begin == nullptr ? 0 : begin[group]; }
+    __device__ __forceinline__ u32 last(u32 group) const { return end == nullptr ? rows : end[group]; }
+    __device__ __forceinline__ const TensorMap* map(u32 group) const {
+        return reinterpret_cast<const TensorMap*>(weights[group] & ~EXCHANGED);
+    }
 };
 
 /// Sizes that a kernel is compiled for. `Gated`: rows of gate and up by turns of eight, so that a thread holds both of an output.
-template <u32 Tokens, u32 Warpgroups, u32 Stages, bool Gated, bool Fp8>
+/// `Heads`: groups are heads, whose inputs and outputs lie side by side in a row.
+template <u32 Tokens, u32 Warpgroups, u32 Stages, bool Gated, bool Fp8, bool Heads = false>
 struct Shape {
     static constexpr u32 TOKENS = Tokens, WARPGROUPS = Warpgroups, STAGES = Stages;
-    static constexpr bool GATED = Gated, FP8 = Fp8;
+    static constexpr bool GATED = Gated, FP8 = Fp8, HEADS = Heads;
     static constexpr u32 THREADS = (1 + Warpgroups) * WARPGROUP;
     /// Elements of the inner dimension a stage.
     static constexpr u32 DEPTH = Fp8 ? 128 : 64;
@@ -91,7 +104,7 @@ __device__ __forceinline__ void count_tiles(const Grouped& grouped, u32* tiles) 
     u32 lane = threadIdx.x % WARP, before = 0;
     for (u32 first = 0; first < grouped.groups; first += WARP) {
         u32 group = first + lane, sum = 0;
-        if (group < grouped.groups) sum = ceil_div(grouped.end[group] - grouped.begin[group], S::TOKENS);
+        if (group < grouped.groups) sum = ceil_div(grouped.last(group) - grouped.first(group), S::TOKENS);
         for (u32 step = 1; step < WARP; step *= 2) {
             u32 other = __shfl_up_sync(0xffffffff, sum, step);
             if (lane >= step) sum += other;
@@ -112,8 +125,8 @@ __device__ __forceinline__ Tile tile_of(const Grouped& grouped, const u32* tiles
         (tiles[middle] * columns <= number ? group : last) = middle;
     }
     u32 here = tiles[group + 1] - tiles[group], rest = number - tiles[group] * columns;
-    u32 row = grouped.begin[group] + rest % here * S::TOKENS;
-    return {group, row, min(grouped.end[group] - row, S::TOKENS), rest / here * S::OUTPUTS};
+    u32 row = grouped.first(group) + rest % here * S::TOKENS;
+    return {group, row, min(grouped.last(group) - row, S::TOKENS), rest / here * S::OUTPUTS};
 }
 
 /// Sets up barriers and the count of tiles; all threads. Gives the number of tiles.
@@ -152,7 +165,13 @@ __device__ __forceinline__ void load_stage(
         }
     }
     for (u32 piece = 0; piece < pieces; ++piece) {
-        tile_load<Keep::Last>(memory.x(stage) + piece * PIECE * ROW, grouped.x, full, inner, row + static_cast<i32>(piece * PIECE));
+        unsigned char* to = memory.x(stage) + piece * PIECE * ROW;
+        i32 from = row + static_cast<i32>(piece * PIECE);
+        if constexpr (S::HEADS) {
+            tile_load<Keep::Last>(to, grouped.x, full, inner, static_cast<i32>(tile.group), from, 0);
+        } else {
+            tile_load<Keep::Last>(to, grouped.x, full, inner, from);
+        }
     }
     for (u32 piece = 0; piece < scale_pieces; ++piece) {
         i32 first = row + static_cast<i32>(piece * SCALE_PIECE);
@@ -168,7 +187,7 @@ __device__ __forceinline__ void load_tiles(const Grouped& grouped, const Memory<
     Ring ring;
     for (u32 number = blockIdx.x, acquired = ~0u; number < tiles; number += gridDim.x) {
         Tile tile = tile_of<S>(grouped, memory.tiles(), number);
-        auto weights = reinterpret_cast<const TensorMap*>(grouped.weights[tile.group]);
+        const TensorMap* weights = grouped.map(tile.group);
         if (tile.group != acquired) map_acquire(weights);
         acquired = tile.group;
         for (u32 depth = 0; depth < ceil_div(grouped.inner, S::DEPTH); ++depth) {
@@ -201,18 +220,32 @@ __device__ __forceinline__ void store_sums(
     }
 }
 
-/// Writes a tile of `silu(gate) ⊙ up`, rounded: bf16 `y [P, outputs]`.
-template <class S>
+/// Writes a tile of `silu(gate) ⊙ up`, rounded: bf16 `y [P, outputs]`. Registers hold gate then up, or (1) up then gate.
+template <class S, u32 EXCHANGE>
 __device__ __forceinline__ void store_gated(
     const Grouped& grouped, const Tile& tile, u32 warpgroup, const float (&d)[S::TOKENS / 2], u16* y) {
     u32 output = tile.output + fragment_output<S>(warpgroup, 0);
 #pragma unroll
     for (u32 i = 0; i < S::TOKENS / 2; i += i % 2 == 0 ? 1 : 3) {
         u32 token = fragment_token(i);
-        float gate = d[i], up = d[i + 2];
+        float gate = d[i + 2 * EXCHANGE], up = d[i + 2 - 2 * EXCHANGE];
         float value = gate * reciprocal(1.0f + power_of_two(gate * -1.44269504f)) * up;
         if (token < tile.rows && output < grouped.outputs) {
             y[u64(tile.row + token) * grouped.outputs + output] = static_cast<u16>(pack_bf16(value, 0.0f));
+        }
+    }
+}
+
+/// Writes a tile of a head's sums, rounded: bf16 `y [rows, groups, width]`.
+template <class S>
+__device__ __forceinline__ void store_heads(
+    const Grouped& grouped, const Tile& tile, u32 warpgroup, const float (&d)[S::TOKENS / 2], u16* y) {
+#pragma unroll
+    for (u32 i = 0; i < S::TOKENS / 2; ++i) {
+        u32 token = fragment_token(i), output = tile.output + fragment_output<S>(warpgroup, i);
+        u64 head = u64(tile.row + token) * grouped.groups + tile.group;
+        if (token < tile.rows && output < grouped.outputs) {
+            y[head * grouped.width + output] = static_cast<u16>(pack_bf16(d[i], 0.0f));
         }
     }
 }
@@ -222,7 +255,15 @@ template <class S>
 __device__ __forceinline__ void store_tile(
     const Grouped& grouped, const Tile& tile, u32 warpgroup, const float (&d)[S::TOKENS / 2], void* y) {
     if constexpr (S::GATED) {
-        store_gated<S>(grouped, tile, warpgroup, d, static_cast<u16*>(y));
+        // In FP8, scales go by the order of gate and up.
+        bool exchanged = !S::FP8 && (grouped.weights[tile.group] & EXCHANGED) != 0;
+        if (exchanged) {
+            store_gated<S, 1>(grouped, tile, warpgroup, d, static_cast<u16*>(y));
+        } else {
+            store_gated<S, 0>(grouped, tile, warpgroup, d, static_cast<u16*>(y));
+        }
+    } else if constexpr (S::HEADS) {
+        store_heads<S>(grouped, tile, warpgroup, d, static_cast<u16*>(y));
     } else {
         store_sums<S>(grouped, tile, warpgroup, d, static_cast<float*>(y));
     }

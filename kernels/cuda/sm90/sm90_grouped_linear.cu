@@ -9,8 +9,8 @@ using namespace conclave::sm90;
 // y f32 [P, outputs]
 #define LINEAR(tokens, warpgroups, stages, blocks, shared)                                                                \
     KERNEL_BOUNDS(sm90_grouped_linear_##tokens, (128 * (1 + warpgroups), blocks), const TensorMap* x, const u64* weights, \
-                  const u32* begin, const u32* end, float* y, u32 groups, u32 inner, u32 outputs) {                       \
-        Grouped grouped{x, nullptr, weights, nullptr, begin, end, groups, inner, outputs};                                \
+                  const u32* begin, const u32* end, float* y, u32 rows, u32 groups, u32 inner, u32 outputs) {             \
+        Grouped grouped{x, nullptr, weights, nullptr, begin, end, rows, groups, inner, outputs};                          \
         using S = Shape<tokens, warpgroups, stages, false, false>;                                                        \
         static_assert(S::SHARED == shared);                                                                               \
         grouped_linear<S>(grouped, y);                                                                                    \
@@ -19,8 +19,8 @@ using namespace conclave::sm90;
 // y bf16 [P, outputs] = round(silu(gate) ⊙ up)
 #define GATED(tokens, warpgroups, stages, blocks, shared)                                                                 \
     KERNEL_BOUNDS(sm90_grouped_gated_##tokens, (128 * (1 + warpgroups), blocks), const TensorMap* x, const u64* weights,  \
-                  const u32* begin, const u32* end, u16* y, u32 groups, u32 inner, u32 outputs) {                         \
-        Grouped grouped{x, nullptr, weights, nullptr, begin, end, groups, inner, outputs};                                \
+                  const u32* begin, const u32* end, u16* y, u32 rows, u32 groups, u32 inner, u32 outputs) {               \
+        Grouped grouped{x, nullptr, weights, nullptr, begin, end, rows, groups, inner, outputs};                          \
         using S = Shape<tokens, warpgroups, stages, true, false>;                                                         \
         static_assert(S::SHARED == shared);                                                                               \
         grouped_linear<S>(grouped, y);                                                                                    \

@@ -1,26 +1,32 @@
 //! Latent attention on the CUDA device.
 
 use super::{
-    CudaError, Driver,
-    batch::CudaBatch,
+    CudaError, Driver, Element, EncodedMap,
+    batch::{CudaBatch, Pass},
     buffers::{CudaBuffer, Growing},
-    plain::{Address, MergeSplits, MlaQueries, MlaSplits, MlaValues, WriteLatents},
+    kernel::Address,
+    operand::{Operand, View},
+    plain::{MergeSplits, MergeSplitsBf16, MlaQueries, MlaSplits, MlaValues, SplitQueries, WriteLatents},
+    products,
+    sm90::{self, maps},
     weights::{CudaMatrix, CudaRotary},
 };
 use crate::{Dtype, LatentWrite, Mla, MlaShape};
 
-/// Positions of a cache block, and of a split.
+/// Positions of a cache block.
 const BLOCK: usize = 64;
-const SPLIT: u32 = 512;
-/// Reduced splits held at a time, in f32 values; more where a single row needs them.
-const PARTIALS: usize = 64 << 20;
+const MAP: usize = size_of::<EncodedMap>();
 
 /// The latent cache: bf16 `[layers, blocks, 64, r + dr]`.
+///
+/// Which kernels attend over it is decided when it is made, by the chip and by its shape: where `maps` is, those for sm_90a.
 #[derive(Debug)]
 pub struct CudaCache<M> {
     _memory: M,
     address: Address,
     layer_bytes: usize,
+    /// A tensor map of each layer.
+    maps: Option<Address>,
 }
 
 impl<M> CudaCache<M> {
@@ -29,41 +35,100 @@ impl<M> CudaCache<M> {
         (layers, blocks): (usize, usize),
         shape: &MlaShape,
     ) -> Result<Self, CudaError> {
-        let layer_bytes = blocks * BLOCK * shape.cached() * Dtype::Bf16.size();
-        let memory = driver.allocate(layers * layer_bytes)?;
-        driver.zero(&memory, 0..layers * layer_bytes)?;
-        Ok(Self { address: driver.address(&memory), _memory: memory, layer_bytes })
+        let width = shape.cached();
+        let layer_bytes = blocks * BLOCK * width * Dtype::Bf16.size();
+        let fast = driver.chip() == sm90::CHIP
+            && (shape.latent, shape.rope) == (sm90::LATENT, sm90::ROPE)
+            && layers * blocks > 0;
+        let (bytes, at) = (layers * layer_bytes, (layers * layer_bytes).next_multiple_of(MAP));
+        let memory = driver.allocate(if fast { at + layers * MAP } else { bytes })?;
+        driver.zero(&memory, 0..bytes)?;
+        let address = driver.address(&memory);
+        if fast {
+            let map = |layer| {
+                let layer = address + (layer * layer_bytes) as u64;
+                maps::rows(driver, layer, Element::Bf16, (blocks * BLOCK, width), maps::TILE_ROWS)
+            };
+            driver.upload(&memory, at, (0..layers).map(map).collect::<Result<Vec<_>, _>>()?.as_flattened())?;
+        }
+        Ok(Self { _memory: memory, address, layer_bytes, maps: fast.then_some(address + at as u64) })
     }
 
     fn layer(&self, layer: usize) -> Address {
         self.address + (layer * self.layer_bytes) as u64
     }
+
+    /// Whether the kernels for sm_90a attend over it.
+    pub(super) fn fast(&self) -> bool {
+        self.maps.is_some()
+    }
 }
 
-pub(super) fn queries<D: Driver>(
-    driver: &D,
-    mla: &Mla<CudaRotary<D::Memory>>,
-    batch: &CudaBatch<D::Memory>,
-    (q, uk): (&CudaBuffer<D::Memory>, &CudaMatrix<D::Memory>),
-    out: &mut CudaBuffer<D::Memory>,
-) -> Result<(), CudaError> {
-    let MlaShape { heads, nope, rope, latent, .. } = mla.shape;
-    let rows = batch.rows();
-    assert_eq!((q.length, uk.count), (rows * heads * (nope + rope), heads), "queries");
-    MlaQueries {
-        q: q.address,
-        uk: uk.address,
-        cos: mla.rotary.cos,
-        sin: mla.rotary.sin,
-        positions: batch.positions,
-        out: out.fit(driver, rows * heads * (latent + rope))?,
-        rows: rows as u32,
-        nope: nope as u32,
-        rope: rope as u32,
-        latent: latent as u32,
-        heads: heads as u32,
+/// Absorbed queries: of a step's rows.
+pub(super) struct Queries<'a, M> {
+    pub(super) mla: &'a Mla<CudaRotary<M>>,
+    pub(super) batch: &'a CudaBatch<M>,
+    /// `[T, n, dn + dr]`
+    pub(super) q: &'a CudaBuffer<M>,
+    /// `n` matrices `[r, dn]`
+    pub(super) uk: &'a CudaMatrix<M>,
+}
+
+impl<M: Send + Sync + 'static> Queries<'_, M> {
+    /// `out [T, n, r + dr]`; `nope` is working memory.
+    pub(super) fn run<D: Driver<Memory = M>>(
+        &self,
+        driver: &D,
+        nope: &mut Operand<M>,
+        out: &mut CudaBuffer<M>,
+    ) -> Result<(), CudaError> {
+        let shape = &self.mla.shape;
+        let rows = self.batch.rows();
+        assert_eq!((self.q.length, self.uk.count), (rows * shape.heads * (shape.nope + shape.rope), shape.heads));
+        let length = rows * shape.heads * shape.cached();
+        let Some(tiles) = self.uk.tiles else {
+            return self.plain(driver, out.fit(driver, length)?);
+        };
+        let out = out.fit_bf16(driver, length)?.address(driver)?;
+        self.split(driver, nope.fit(driver, rows * shape.heads * shape.nope)?, out)?;
+        products::heads(driver, nope, rows, (self.uk, tiles), (out, shape.cached()))
     }
-    .launch(driver)
+
+    fn plain<D: Driver<Memory = M>>(&self, driver: &D, out: Address) -> Result<(), CudaError> {
+        let MlaShape { heads, nope, rope, latent, .. } = self.mla.shape;
+        MlaQueries {
+            q: self.q.f32(driver)?,
+            uk: self.uk.address,
+            cos: self.mla.rotary.cos,
+            sin: self.mla.rotary.sin,
+            positions: self.batch.positions,
+            out,
+            rows: self.batch.rows() as u32,
+            nope: nope as u32,
+            rope: rope as u32,
+            latent: latent as u32,
+            heads: heads as u32,
+        }
+        .launch(driver)
+    }
+
+    fn split<D: Driver<Memory = M>>(&self, driver: &D, nope_out: Address, absorbed: Address) -> Result<(), CudaError> {
+        let MlaShape { heads, nope, rope, latent, .. } = self.mla.shape;
+        SplitQueries {
+            q: self.q.f32(driver)?,
+            cos: self.mla.rotary.cos,
+            sin: self.mla.rotary.sin,
+            positions: self.batch.positions,
+            nope_out,
+            absorbed,
+            nope: nope as u32,
+            rope: rope as u32,
+            latent: latent as u32,
+            rows: self.batch.rows() as u32,
+            heads: heads as u32,
+        }
+        .launch(driver)
+    }
 }
 
 pub(super) fn write_latents<D: Driver>(
@@ -76,8 +141,8 @@ pub(super) fn write_latents<D: Driver>(
     let MlaShape { latent, rope, .. } = mla.shape;
     assert_eq!(write.kv.length, batch.rows() * (latent + rope), "rows of latents");
     WriteLatents {
-        kv: write.kv.address,
-        gain: write.gain.address,
+        kv: write.kv.f32(driver)?,
+        gain: write.gain.f32(driver)?,
         cos: mla.rotary.cos,
         sin: mla.rotary.sin,
         positions: batch.positions,
@@ -90,7 +155,7 @@ pub(super) fn write_latents<D: Driver>(
     .launch(driver)
 }
 
-/// What attention reads and writes.
+/// What attention reads.
 pub(super) struct Attention<'a, M> {
     pub(super) mla: &'a Mla<CudaRotary<M>>,
     pub(super) batch: &'a CudaBatch<M>,
@@ -98,39 +163,65 @@ pub(super) struct Attention<'a, M> {
     pub(super) layer: usize,
     /// `[T, n, r + dr]`
     pub(super) q: &'a CudaBuffer<M>,
-    /// `[T, n, r]`
-    pub(super) out: Address,
 }
 
 impl<M: Send + Sync + 'static> Attention<'_, M> {
-    /// Some rows after the other, as many as reduced splits are held of.
-    pub(super) fn run<D: Driver<Memory = M>>(&self, driver: &D, partials: &mut Growing<M>) -> Result<(), CudaError> {
-        let MlaShape { heads, latent, .. } = self.mla.shape;
-        assert_eq!(self.q.length, self.batch.rows() * heads * self.mla.shape.cached(), "rows of attention");
-        let most = self.batch.seen.iter().max().map_or(1, |keys| keys.div_ceil(SPLIT));
-        let of_row = most as usize * heads * (latent + 2);
-        let at_once = (PARTIALS / of_row).max(1);
-        for first in (0..self.batch.rows()).step_by(at_once) {
-            let rows = at_once.min(self.batch.rows() - first);
-            let memory = partials.fit(driver, rows * of_row * size_of::<f32>())?;
-            self.some_rows(driver, first..first + rows, driver.address(memory))?;
-        }
-        Ok(())
-    }
-
-    fn some_rows<D: Driver<Memory = M>>(
+    /// `out [T, n, r]`, some rows after the other, as many as reduced splits are held of.
+    pub(super) fn run<D: Driver<Memory = M>>(
         &self,
         driver: &D,
-        rows: std::ops::Range<usize>,
-        parts: Address,
+        partials: &mut Growing<M>,
+        out: &mut CudaBuffer<M>,
+    ) -> Result<(), CudaError> {
+        let MlaShape { heads, latent, .. } = self.mla.shape;
+        let rows = self.batch.rows();
+        assert_eq!(self.q.length, rows * heads * self.mla.shape.cached(), "rows of attention");
+        if rows == 0 {
+            return out.fit(driver, 0).map(drop);
+        }
+        let Some(maps) = self.cache.maps else {
+            let out = out.fit(driver, rows * heads * latent)?;
+            let mut passes = self.batch.passes(heads, latent).into_iter();
+            return passes.try_for_each(|pass| self.plain(driver, &pass, partials, out));
+        };
+        let out = out.fit_bf16(driver, rows * heads * latent)?.address(driver)?;
+        let mut q = self.q.bf16(driver)?;
+        let q = q.bf16.map(driver, View::Queries(self.mla.shape.cached()))?;
+        let work = self.batch.work(driver, heads)?;
+        let cache = maps + (self.layer * MAP) as u64;
+        work.passes.iter().try_for_each(|pass| {
+            let parts = self.parts(driver, pass, partials)?;
+            self.sm90(driver, pass, (q, cache, work.items), parts)?;
+            self.merge_bf16(driver, pass, parts, out)
+        })
+    }
+
+    /// Memory for the reduced splits of a pass.
+    fn parts<D: Driver<Memory = M>>(
+        &self,
+        driver: &D,
+        pass: &Pass,
+        partials: &mut Growing<M>,
+    ) -> Result<Address, CudaError> {
+        let MlaShape { heads, latent, .. } = self.mla.shape;
+        let values = pass.rows.len() * pass.splits * heads * (latent + 2);
+        Ok(driver.address(partials.fit(driver, values * Dtype::F32.size())?))
+    }
+
+    fn plain<D: Driver<Memory = M>>(
+        &self,
+        driver: &D,
+        pass: &Pass,
+        partials: &mut Growing<M>,
+        out: Address,
     ) -> Result<(), CudaError> {
         let Self { mla, batch, .. } = self;
         let MlaShape { heads, latent, rope, .. } = mla.shape;
-        let splits = batch.seen[rows.clone()].iter().max().map_or(1, |keys| keys.div_ceil(SPLIT));
-        let from = |address: Address, row: usize| address + (rows.start * row * size_of::<f32>()) as u64;
-        let (count, heads_count) = (rows.len() as u32, heads as u32);
+        let parts = self.parts(driver, pass, partials)?;
+        let (rows, heads_count, splits) = (pass.rows.len() as u32, heads as u32, pass.splits as u32);
+        let from = |address: Address, row: usize| skip(address, pass, row * Dtype::F32.size());
         MlaSplits {
-            q: from(self.q.address, heads * mla.shape.cached()),
+            q: from(self.q.f32(driver)?, heads * mla.shape.cached()),
             cache: self.cache.layer(self.layer),
             sequences: from(batch.sequences, 1),
             keys: from(batch.keys, 1),
@@ -141,21 +232,65 @@ impl<M: Send + Sync + 'static> Attention<'_, M> {
             latent: latent as u32,
             rope: rope as u32,
             scale: mla.scale,
-            rows: count,
+            rows,
             splits,
         }
         .launch(driver)?;
-        MergeSplits {
-            parts,
-            keys: from(batch.keys, 1),
-            out: from(self.out, heads * latent),
-            splits,
-            latent: latent as u32,
-            rows: count,
-            heads: heads_count,
+        let (keys, out, latent) = (from(batch.keys, 1), from(out, heads * latent), latent as u32);
+        MergeSplits { parts, keys, out, splits, latent, rows, heads: heads_count }.launch(driver)
+    }
+
+    /// Items name rows of the whole step: `parts` is taken to have begun with the first of these.
+    fn sm90<D: Driver<Memory = M>>(
+        &self,
+        driver: &D,
+        pass: &Pass,
+        (q, cache, items): (Address, Address, Address),
+        parts: Address,
+    ) -> Result<(), CudaError> {
+        let MlaShape { heads, latent, .. } = self.mla.shape;
+        let before = pass.rows.start * pass.splits * heads * (latent + 2) * Dtype::F32.size();
+        sm90::MlaSplits {
+            q,
+            cache,
+            items: items + (pass.items.start * size_of::<sm90::MlaItem>()) as u64,
+            keys: self.batch.keys,
+            first_block: self.batch.first_block,
+            blocks: self.batch.blocks,
+            out: parts.wrapping_sub(before as u64),
+            count: pass.items.len() as u32,
+            heads: heads as u32,
+            splits: pass.splits as u32,
+            scale: self.mla.scale,
+            running: pass.items.len().min(driver.multiprocessors()) as u32,
         }
         .launch(driver)
     }
+
+    fn merge_bf16<D: Driver<Memory = M>>(
+        &self,
+        driver: &D,
+        pass: &Pass,
+        parts: Address,
+        out: Address,
+    ) -> Result<(), CudaError> {
+        let MlaShape { heads, latent, .. } = self.mla.shape;
+        MergeSplitsBf16 {
+            parts,
+            keys: skip(self.batch.keys, pass, size_of::<u32>()),
+            out: skip(out, pass, heads * latent * Dtype::Bf16.size()),
+            splits: pass.splits as u32,
+            latent: latent as u32,
+            rows: pass.rows.len() as u32,
+            heads: heads as u32,
+        }
+        .launch(driver)
+    }
+}
+
+/// Where the rows of a pass begin among those of the step.
+fn skip(address: Address, pass: &Pass, row_bytes: usize) -> Address {
+    address + (pass.rows.start * row_bytes) as u64
 }
 
 pub(super) fn values<D: Driver>(
@@ -167,10 +302,16 @@ pub(super) fn values<D: Driver>(
     let &MlaShape { heads, latent, value, .. } = shape;
     let rows = o_lat.length / (heads * latent);
     assert_eq!((o_lat.length, uv.count), (rows * heads * latent, heads), "weighted latents");
+    let length = rows * heads * value;
+    if let Some(tiles) = uv.tiles {
+        let out = out.fit_bf16(driver, length)?.address(driver)?;
+        let mut o_lat = o_lat.bf16(driver)?;
+        return products::heads(driver, &mut o_lat.bf16, rows, (uv, tiles), (out, value));
+    }
     MlaValues {
-        o_lat: o_lat.address,
+        o_lat: o_lat.f32(driver)?,
         uv: uv.address,
-        out: out.fit(driver, rows * heads * value)?,
+        out: out.fit(driver, length)?,
         rows: rows as u32,
         latent: latent as u32,
         value: value as u32,

@@ -1,14 +1,20 @@
-//! The CUDA device: operations as launches of the plain kernels on any driver.
+//! The CUDA device: operations as launches of kernels on any driver.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{
+    Mutex, OnceLock, PoisonError,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use super::{
     CudaError, Driver,
-    attention::{self, Attention, CudaCache},
+    attention::{self, Attention, CudaCache, Queries},
     batch::CudaBatch,
     buffers::{CudaBuffer, Growing},
     experts::Experts,
-    plain::{Add, AddTwo, Address, DecodeBf16, EmbedBf16, EmbedF32, Linear, LinearF32, RmsNorm, RoundBf16, Swiglu},
+    operand::Operand,
+    plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, RmsNorm},
+    products::{self, Block},
+    sm90,
     weights::{CudaMatrix, CudaRotary},
 };
 use crate::{Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, StepRows, Weight};
@@ -16,12 +22,25 @@ use crate::{Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaSh
 /// A GPU, or the shim, as a device.
 ///
 /// Activations are bf16, weights too. Launches are queued; the first error is kept, and what comes after it does nothing.
+///
+/// On a chip of sm_90a, weights and caches of sizes that its kernels take are served by these, all others by the plain ones:
+/// by shape, never by the number of rows, so that bits do not depend on what comes together.
 pub struct Cuda<D: Driver> {
     driver: D,
     failure: OnceLock<String>,
-    /// Of operations on the rows of a step. Held while an operation is queued: the queue keeps the order.
-    scratch: Mutex<Growing<D::Memory>>,
+    /// Of operations on the rows of a step. Held while an operation is queued: the queue keeps the order. Taken before the
+    /// lock of any buffer.
+    scratch: Mutex<Scratch<D::Memory>>,
     experts: Mutex<Experts<D::Memory>>,
+    /// Heads of the cache made last that the kernels for sm_90a attend over; 0: none was made. A step's work for so many comes
+    /// with its rows.
+    heads: AtomicUsize,
+}
+
+/// Working memory of an operation.
+struct Scratch<M> {
+    memory: Growing<M>,
+    operand: Operand<M>,
 }
 
 type Buffer<D> = CudaBuffer<<D as Driver>::Memory>;
@@ -30,7 +49,9 @@ type Matrix<D> = CudaMatrix<<D as Driver>::Memory>;
 impl<D: Driver> Cuda<D> {
     /// A device on this driver.
     pub fn new(driver: D) -> Self {
-        Self { driver, failure: OnceLock::new(), scratch: Mutex::default(), experts: Mutex::default() }
+        let scratch = Scratch { memory: Growing::default(), operand: Operand::default() };
+        let (scratch, heads) = (Mutex::new(scratch), AtomicUsize::new(0));
+        Self { driver, failure: OnceLock::new(), scratch, experts: Mutex::default(), heads }
     }
 
     /// Does something on the device unless it has failed before.
@@ -52,30 +73,16 @@ impl<D: Driver> Cuda<D> {
     }
 
     /// As [`Self::queue`], with working memory.
-    fn queue_with(&self, work: impl FnOnce(&D, &mut Growing<D::Memory>) -> Result<(), CudaError>) {
+    fn queue_with(&self, work: impl FnOnce(&D, &mut Scratch<D::Memory>) -> Result<(), CudaError>) {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         self.queue(|driver| work(driver, &mut scratch));
     }
-}
-
-/// Queues `y [rows, out] = x · Wᵀ` of rows in bf16.
-fn linear<D: Driver>(driver: &D, x: Address, rows: usize, w: &Matrix<D>, y: Address) -> Result<(), CudaError> {
-    let (rows, inner, outputs) = (rows as u32, w.cols as u32, w.rows as u32);
-    Linear { x, w: w.address, y, rows, inner, outputs }.launch(driver)
 }
 
 /// Rows of `x [T, cols]`.
 fn rows<M>(x: &CudaBuffer<M>, cols: usize) -> usize {
     assert!(x.length.is_multiple_of(cols), "{} values in rows of {cols}", x.length);
     x.length / cols
-}
-
-fn bf16_bytes(elements: usize) -> usize {
-    elements * Dtype::Bf16.size()
-}
-
-fn f32_bytes(elements: usize) -> usize {
-    elements * Dtype::F32.size()
 }
 
 impl<D: Driver> Device for Cuda<D> {
@@ -95,7 +102,8 @@ impl<D: Driver> Device for Cuda<D> {
         let name = self.driver.name().to_lowercase();
         let words: Vec<&str> =
             name.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
-        format!("cuda-plain-1-{}", words.join("-"))
+        let kernels = if self.driver.chip() == sm90::CHIP { "sm90" } else { "plain" };
+        format!("cuda-{kernels}-1-{}", words.join("-"))
     }
 
     fn load_matrix(&self, weight: Weight<'_>) -> Result<Matrix<D>, KernelError> {
@@ -121,7 +129,11 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError> {
-        Ok(CudaCache::new(&self.driver, (layers, blocks), shape)?)
+        let cache = CudaCache::new(&self.driver, (layers, blocks), shape)?;
+        if cache.fast() {
+            self.heads.store(shape.heads, Ordering::Relaxed);
+        }
+        Ok(cache)
     }
 
     fn matrix_bytes(&self, matrix: &Matrix<D>) -> usize {
@@ -137,7 +149,8 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn load_batch(&self, rows: StepRows, batch: &mut Self::Batch) {
-        self.queue(|driver| batch.load(driver, &rows));
+        let heads = Some(self.heads.load(Ordering::Relaxed)).filter(|heads| *heads > 0);
+        self.queue(|driver| batch.load(driver, &rows, heads));
     }
 
     fn read(&self, x: &mut Buffer<D>, values: &mut Vec<f32>) -> Result<(), KernelError> {
@@ -145,48 +158,37 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn encode(&self, x: &Buffer<D>) -> Result<Vec<u8>, KernelError> {
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        self.attempt(|driver| {
-            let mut bytes = vec![0; bf16_bytes(x.length)];
-            let memory = scratch.fit(driver, bytes.len())?;
-            RoundBf16 { x: x.address, out: driver.address(memory), n: x.length as u64 }.launch(driver)?;
-            driver.download(memory, 0, &mut bytes)?;
-            Ok(bytes)
-        })
+        self.attempt(|driver| x.download_bf16(driver))
     }
 
     fn decode(&self, x: &[u8], out: &mut Buffer<D>) {
-        self.queue_with(|driver, scratch| {
-            let length = x.len() / Dtype::Bf16.size();
-            let memory = scratch.fit(driver, x.len())?;
-            driver.upload(memory, 0, x)?;
-            let out = out.fit(driver, length)?;
-            DecodeBf16 { x: driver.address(memory), out, n: length as u64 }.launch(driver)
-        });
+        self.queue(|driver| out.fill_bf16(driver, x));
     }
 
     fn gather(&self, x: &Buffer<D>, width: usize, rows: &[u32], out: &mut Buffer<D>) {
         self.queue_with(|driver, scratch| {
             assert!(rows.iter().all(|row| (*row as usize) < x.length / width), "rows of {} values", x.length);
-            let memory = scratch.fit(driver, size_of_val(rows))?;
+            let memory = scratch.memory.fit(driver, size_of_val(rows))?;
             driver.upload(memory, 0, bytemuck::cast_slice(rows))?;
             let out = out.fit(driver, rows.len() * width)?;
             let (tokens, hidden, rows) = (driver.address(memory), width as u32, rows.len() as u32);
-            EmbedF32 { table: x.address, tokens, out, hidden, rows }.launch(driver)
+            EmbedF32 { table: x.f32(driver)?, tokens, out, hidden, rows }.launch(driver)
         });
     }
 
     fn add(&self, x: &mut Buffer<D>, delta: &Buffer<D>) {
         self.queue(|driver| {
             assert_eq!(x.length, delta.length, "values to be added");
-            Add { x: x.address, delta: delta.address, n: x.length as u64 }.launch(driver)
+            let n = x.length as u64;
+            Add { x: x.change(driver)?, delta: delta.f32(driver)?, n }.launch(driver)
         });
     }
 
     fn add_two(&self, x: &mut Buffer<D>, a: &Buffer<D>, b: &Buffer<D>) {
         self.queue(|driver| {
             assert_eq!((x.length, x.length), (a.length, b.length), "values to be added");
-            AddTwo { x: x.address, a: a.address, b: b.address, n: x.length as u64 }.launch(driver)
+            let n = x.length as u64;
+            AddTwo { x: x.change(driver)?, a: a.f32(driver)?, b: b.f32(driver)?, n }.launch(driver)
         });
     }
 
@@ -201,17 +203,17 @@ impl<D: Driver> Device for Cuda<D> {
     fn rms_norm(&self, x: &Buffer<D>, gain: &Buffer<D>, eps: f32, out: &mut Buffer<D>) {
         self.queue(|driver| {
             let (hidden, rows) = (gain.length as u32, rows(x, gain.length) as u32);
-            let out = out.fit(driver, x.length)?;
-            RmsNorm { x: x.address, gain: gain.address, out, hidden, eps, rows }.launch(driver)
+            let (out, rounded) = out.fit_both(driver, x.length)?;
+            let (x, gain) = (x.f32(driver)?, gain.f32(driver)?);
+            RmsNorm { x, gain, out, rounded, hidden, eps, rows }.launch(driver)
         });
     }
 
     fn linear(&self, x: &Buffer<D>, w: &Matrix<D>, y: &mut Buffer<D>) {
-        self.queue_with(|driver, scratch| {
+        self.queue(|driver| {
             let rows = rows(x, w.cols);
-            let rounded = driver.address(scratch.fit(driver, bf16_bytes(x.length))?);
-            RoundBf16 { x: x.address, out: rounded, n: x.length as u64 }.launch(driver)?;
-            linear(driver, rounded, rows, w, y.fit(driver, rows * w.rows)?)
+            let y = y.fit(driver, rows * w.rows)?;
+            products::linear(driver, &mut x.bf16(driver)?.bf16, rows, w, y)
         });
     }
 
@@ -220,22 +222,15 @@ impl<D: Driver> Device for Cuda<D> {
             let count = rows(x, w.cols);
             let (y, rows, inner, outputs) =
                 (y.fit(driver, count * w.rows)?, count as u32, w.cols as u32, w.rows as u32);
-            LinearF32 { x: x.address, w: w.address, y, rows, inner, outputs }.launch(driver)
+            GateLogits { x: x.f32(driver)?, w: w.address, y, rows, inner, outputs }.launch(driver)
         });
     }
 
     fn ffn(&self, x: &Buffer<D>, ffn: &Ffn<Matrix<D>>, y: &mut Buffer<D>) {
         self.queue_with(|driver, scratch| {
             let rows = rows(x, ffn.gate.cols);
-            let inner = rows * ffn.gate.rows;
-            let sizes = [bf16_bytes(x.length), f32_bytes(inner), f32_bytes(inner), bf16_bytes(inner)];
-            let (memory, starts) = scratch.parts(driver, sizes)?;
-            let [rounded, gate, up, product] = starts.map(|start| driver.address(memory) + start as u64);
-            RoundBf16 { x: x.address, out: rounded, n: x.length as u64 }.launch(driver)?;
-            linear(driver, rounded, rows, &ffn.gate, gate)?;
-            linear(driver, rounded, rows, &ffn.up, up)?;
-            Swiglu { gate, up, out: product, n: inner as u64 }.launch(driver)?;
-            linear(driver, product, rows, &ffn.down, y.fit(driver, rows * ffn.down.rows)?)
+            let block = Block { ffn, rows, y: y.fit(driver, rows * ffn.down.rows)? };
+            block.run(driver, &mut x.bf16(driver)?.bf16, &mut scratch.operand, &mut scratch.memory)
         });
     }
 
@@ -257,7 +252,7 @@ impl<D: Driver> Device for Cuda<D> {
         uk: &Matrix<D>,
         out: &mut Buffer<D>,
     ) {
-        self.queue(|driver| attention::queries(driver, mla, batch, (q, uk), out));
+        self.queue_with(|driver, scratch| Queries { mla, batch, q, uk }.run(driver, &mut scratch.operand, out));
     }
 
     fn write_latents(
@@ -279,8 +274,7 @@ impl<D: Driver> Device for Cuda<D> {
         out: &mut Buffer<D>,
     ) {
         self.queue_with(|driver, scratch| {
-            let out = out.fit(driver, batch.rows() * mla.shape.heads * mla.shape.latent)?;
-            Attention { mla, batch, cache, layer, q, out }.run(driver, scratch)
+            Attention { mla, batch, cache, layer, q }.run(driver, &mut scratch.memory, out)
         });
     }
 

@@ -11,6 +11,8 @@ pub trait Driver: Send + Sync + 'static {
 
     /// The chip, for the numerics id.
     fn name(&self) -> String;
+    /// The kind of chip, as code is built for it: `sm_80`, `sm_90a`. It decides which kernels are used.
+    fn chip(&self) -> &'static str;
     /// Multiprocessors of the chip.
     fn multiprocessors(&self) -> usize;
     /// Memory of `bytes` bytes, at a multiple of 256, with anything in it.
@@ -23,11 +25,18 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// When the device fails. Ranges past the end of `memory` are a bug of the caller and panic, here and below.
     fn zero(&self, memory: &Self::Memory, range: Range<usize>) -> Result<(), CudaError>;
-    /// Writes `bytes` at `offset`; they may be used again when it returns.
+    /// Queues one copy of `parts`, one behind the other, to `offset`; they may be used again when it returns.
     ///
     /// # Errors
     /// When the device fails.
-    fn upload(&self, memory: &Self::Memory, offset: usize, bytes: &[u8]) -> Result<(), CudaError>;
+    fn upload_parts(&self, memory: &Self::Memory, offset: usize, parts: &[&[u8]]) -> Result<(), CudaError>;
+    /// The same of one part.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn upload(&self, memory: &Self::Memory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
+        self.upload_parts(memory, offset, &[bytes])
+    }
     /// Waits for what was queued before, then reads from `offset`.
     ///
     /// # Errors

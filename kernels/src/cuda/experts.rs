@@ -3,38 +3,55 @@
 use super::{
     CudaError, Driver,
     buffers::Growing,
-    plain::{Address, CombinePairs, GatherBf16, GroupedLinear, RoundBf16, Swiglu},
-    weights::CudaMatrix,
+    kernel::Address,
+    operand::{Operand, View},
+    plain::{CombinePairs, GatherBf16, GroupedLinear, Swiglu},
+    products::blocks,
+    sm90::{self, Tokens},
+    weights::{self, CudaMatrix, Tiles},
 };
 use crate::{Dtype, ExpertRows, activation};
+
+/// Where the rows begin behind the tables.
+const ROWS_ALIGN: usize = 256;
 
 /// Working memory of grouped blocks.
 #[derive(Debug)]
 pub(super) struct Experts<M> {
     memory: Growing<M>,
-    index: Growing<M>,
+    operands: Operands<M>,
     sums: Vec<u8>,
+}
+
+/// What the products of a grouped block read, and what they leave on the way.
+#[derive(Debug)]
+struct Operands<M> {
+    /// The row of each pair `[P, H]`.
+    x: Operand<M>,
+    /// `silu(gate · x) ⊙ (up · x)` `[P, I]`
+    product: Operand<M>,
+    /// f32 gate and up `[P, I]`, of plain products.
+    gate_up: Growing<M>,
 }
 
 impl<M> Default for Experts<M> {
     fn default() -> Self {
-        Self { memory: Growing::default(), index: Growing::default(), sums: Vec::new() }
+        let operands = Operands { x: Operand::default(), product: Operand::default(), gate_up: Growing::default() };
+        Self { memory: Growing::default(), operands, sums: Vec::new() }
     }
 }
 
-/// Sizes of a grouped block: `R` rows, `P` pairs of a row and an expert, `S` slots, `X` experts.
+/// Sizes of a grouped block: `R` rows, `P` pairs of a row and an expert, `S` slots.
 #[derive(Clone, Copy)]
 struct Sizes {
     rows: usize,
     pairs: usize,
     slots: usize,
-    experts: usize,
-    largest: usize,
     hidden: usize,
     inner: usize,
 }
 
-/// What kernels look up, on the device.
+/// What kernels look up, on the device; `X` experts.
 struct Index {
     /// u32 `[P]`
     rows: Address,
@@ -46,9 +63,39 @@ struct Index {
     first: Address,
     /// u32 `[P]`
     pairs: Address,
-    /// Addresses `[X]` of each kind of matrix.
-    matrices: [Address; 3],
+    /// u64 `[2 or 3, X]`: see [`Served`].
+    matrices: Address,
 }
+
+/// The kernels that serve the experts, and what these find weights by.
+enum Served {
+    /// The plain ones: where gate, up and down lie.
+    Plain([Vec<Address>; 3]),
+    /// Those for sm_90a: maps of gate with up, and of down.
+    Sm90([Vec<Address>; 2]),
+}
+
+impl Served {
+    fn new<D: Driver>(driver: &D, experts: &[&Rows<'_, D::Memory>]) -> Result<Self, CudaError> {
+        let tiles = experts.iter().map(|expert| weights::block(driver, expert.ffn)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(tiles) = tiles.into_iter().collect::<Option<Vec<(Tiles, Tiles)>>>() {
+            let (gate_up, down): (Vec<Tiles>, Vec<Tiles>) = tiles.into_iter().unzip();
+            return Ok(Self::Sm90([gate_up, down].map(|tiles| tiles.iter().map(|tiles| tiles.map).collect())));
+        }
+        let of = |matrix: fn(&Rows<'_, D::Memory>) -> Address| experts.iter().map(|expert| matrix(expert)).collect();
+        let (gate, up) = (of(|expert| expert.ffn.gate.address), of(|expert| expert.ffn.up.address));
+        Ok(Self::Plain([gate, up, of(|expert| expert.ffn.down.address)]))
+    }
+
+    fn matrices(&self) -> Vec<Address> {
+        match self {
+            Self::Plain(matrices) => matrices.concat(),
+            Self::Sm90(maps) => maps.concat(),
+        }
+    }
+}
+
+type Rows<'a, M> = ExpertRows<'a, CudaMatrix<M>>;
 
 impl<M: Send + Sync + 'static> Experts<M> {
     /// `sums [S, H]` of rows in bf16, in parts. Waits.
@@ -56,10 +103,10 @@ impl<M: Send + Sync + 'static> Experts<M> {
         &mut self,
         driver: &D,
         x: &[&[u8]],
-        experts: &[ExpertRows<'_, CudaMatrix<M>>],
+        experts: &[Rows<'_, M>],
         sums: &mut [f32],
     ) -> Result<(), CudaError> {
-        let experts: Vec<&ExpertRows<'_, _>> = experts.iter().filter(|expert| !expert.rows.is_empty()).collect();
+        let experts: Vec<&Rows<'_, M>> = experts.iter().filter(|expert| !expert.rows.is_empty()).collect();
         let Some(one) = experts.first() else {
             sums.fill(0.0);
             return Ok(());
@@ -69,89 +116,89 @@ impl<M: Send + Sync + 'static> Experts<M> {
             rows: x.iter().map(|part| part.len()).sum::<usize>() / (hidden * Dtype::Bf16.size()),
             pairs: experts.iter().map(|expert| expert.rows.len()).sum(),
             slots: sums.len() / hidden,
-            experts: experts.len(),
-            largest: experts.iter().map(|expert| expert.rows.len()).max().unwrap_or(0),
             hidden,
             inner,
         };
-        let index = index(driver, &mut self.index, &experts, sizes)?;
+        let served = Served::new(driver, &experts)?;
+        let tables = Tables::new(&experts, sizes.slots, &served);
         let (bf16, f32) = (Dtype::Bf16.size(), Dtype::F32.size());
-        let (memory, [wire, x_pairs, gate, up, product, y, combined, rounded]) = self.memory.parts(
-            driver,
-            [
-                sizes.rows * hidden * bf16,
-                sizes.pairs * hidden * bf16,
-                sizes.pairs * inner * f32,
-                sizes.pairs * inner * f32,
-                sizes.pairs * inner * bf16,
-                sizes.pairs * hidden * f32,
-                sums.len() * f32,
-                sums.len() * bf16,
-            ],
-        )?;
-        let mut at = wire;
-        for part in x {
-            driver.upload(memory, at, part)?;
-            at += part.len();
-        }
+        let rows_at = tables.bytes().next_multiple_of(ROWS_ALIGN);
+        let up = rows_at + sizes.rows * hidden * bf16;
+        let (memory, [_, y, out]) = self.memory.parts(driver, [up, sizes.pairs * hidden * f32, sums.len() * bf16])?;
+        // All that the block needs goes up in one copy.
+        let padding = [0; ROWS_ALIGN];
+        let padding = &padding[..rows_at - tables.bytes()];
+        driver.upload_parts(memory, 0, &[&tables.parts()[..], &[padding], x].concat())?;
+
         let address = |start: usize| driver.address(memory) + start as u64;
-        let block = Block { sizes, index, x: address(x_pairs), gate: address(gate), up: address(up) };
-        block.gather(driver, address(wire))?;
-        block.run(driver, address(product), address(y))?;
-        block.combine(driver, address(y), address(combined))?;
-        RoundBf16 { x: address(combined), out: address(rounded), n: sums.len() as u64 }.launch(driver)?;
+        let groups = experts.iter().map(|expert| expert.rows.len()).collect();
+        let block = Block { sizes, index: tables.at(address(0)), groups };
+        block.gather(driver, address(rows_at), &mut self.operands.x)?;
+        match served {
+            Served::Plain(_) => block.plain(driver, &mut self.operands, address(y))?,
+            Served::Sm90(_) => block.sm90(driver, &mut self.operands, address(y))?,
+        }
+        block.combine(driver, address(y), address(out))?;
         self.sums.resize(sums.len() * bf16, 0);
-        driver.download(memory, rounded, &mut self.sums)?;
+        driver.download(memory, out, &mut self.sums)?;
         activation::decode_into(Dtype::Bf16, &self.sums, sums);
         Ok(())
     }
 }
 
-/// Uploads what kernels look up.
-fn index<D: Driver>(
-    driver: &D,
-    memory: &mut Growing<D::Memory>,
-    experts: &[&ExpertRows<'_, CudaMatrix<D::Memory>>],
-    sizes: Sizes,
-) -> Result<Index, CudaError> {
-    let rows: Vec<u32> = experts.iter().flat_map(|expert| expert.rows).copied().collect();
-    let weights: Vec<f32> = experts.iter().flat_map(|expert| expert.weights).copied().collect();
-    let slots: Vec<u32> = experts.iter().flat_map(|expert| expert.slots).copied().collect();
-    let ends = experts.iter().scan(0, |end, expert| {
-        *end += expert.rows.len() as u32;
-        Some(*end)
-    });
-    let offsets: Vec<u32> = std::iter::once(0).chain(ends).collect();
-    let (first, pairs) = by_slot(&slots, sizes.slots);
-    let addresses = |of: fn(&ExpertRows<'_, CudaMatrix<D::Memory>>) -> Address| -> Vec<u64> {
-        experts.iter().map(|expert| of(expert)).collect()
-    };
-    let matrices = [
-        addresses(|expert| expert.ffn.gate.address),
-        addresses(|expert| expert.ffn.up.address),
-        addresses(|expert| expert.ffn.down.address),
-    ]
-    .concat();
-    // The addresses first: they are of eight bytes.
-    let tables: [&[u8]; 6] = [
-        bytemuck::cast_slice(&matrices),
-        bytemuck::cast_slice(&rows),
-        bytemuck::cast_slice(&weights),
-        bytemuck::cast_slice(&offsets),
-        bytemuck::cast_slice(&first),
-        bytemuck::cast_slice(&pairs),
-    ];
-    let all = tables.concat();
-    let memory = memory.fit(driver, all.len())?;
-    driver.upload(memory, 0, &all)?;
-    let mut next = driver.address(memory);
-    let [matrices, rows, weights, offsets, first, pairs] = tables.map(|table| {
-        let address = next;
-        next += table.len() as u64;
-        address
-    });
-    let kind = (sizes.experts * size_of::<u64>()) as u64;
-    Ok(Index { rows, weights, offsets, first, pairs, matrices: [matrices, matrices + kind, matrices + 2 * kind] })
+/// What kernels look up, on the host: see [`Index`].
+struct Tables {
+    matrices: Vec<Address>,
+    rows: Vec<u32>,
+    weights: Vec<f32>,
+    offsets: Vec<u32>,
+    first: Vec<u32>,
+    pairs: Vec<u32>,
+}
+
+impl Tables {
+    fn new<M>(experts: &[&Rows<'_, M>], slot_count: usize, served: &Served) -> Self {
+        let slots: Vec<u32> = experts.iter().flat_map(|expert| expert.slots).copied().collect();
+        let ends = experts.iter().scan(0, |end, expert| {
+            *end += expert.rows.len() as u32;
+            Some(*end)
+        });
+        let (first, pairs) = by_slot(&slots, slot_count);
+        Self {
+            matrices: served.matrices(),
+            rows: experts.iter().flat_map(|expert| expert.rows).copied().collect(),
+            weights: experts.iter().flat_map(|expert| expert.weights).copied().collect(),
+            offsets: std::iter::once(0).chain(ends).collect(),
+            first,
+            pairs,
+        }
+    }
+
+    /// One behind the other; the addresses first, as they are of eight bytes.
+    fn parts(&self) -> [&[u8]; 6] {
+        [
+            bytemuck::cast_slice(&self.matrices),
+            bytemuck::cast_slice(&self.rows),
+            bytemuck::cast_slice(&self.weights),
+            bytemuck::cast_slice(&self.offsets),
+            bytemuck::cast_slice(&self.first),
+            bytemuck::cast_slice(&self.pairs),
+        ]
+    }
+
+    fn bytes(&self) -> usize {
+        self.parts().iter().map(|part| part.len()).sum()
+    }
+
+    /// Where they are on the device if they begin there.
+    fn at(&self, mut next: Address) -> Index {
+        let [matrices, rows, weights, offsets, first, pairs] = self.parts().map(|part| {
+            let address = next;
+            next += part.len() as u64;
+            address
+        });
+        Index { rows, weights, offsets, first, pairs, matrices }
+    }
 }
 
 /// The pairs of each slot in order: where they begin `[S + 1]`, and which they are.
@@ -171,44 +218,119 @@ fn by_slot(slots: &[u32], count: usize) -> (Vec<u32>, Vec<u32>) {
 struct Block {
     sizes: Sizes,
     index: Index,
+    /// Rows of each expert `[X]`.
+    groups: Vec<usize>,
+}
+
+/// What a grouped product reads, and which of the experts' matrices; where its results go.
+struct Product {
+    matrix: usize,
     x: Address,
-    gate: Address,
-    up: Address,
+    inner: usize,
+    y: Address,
+    outputs: usize,
 }
 
 impl Block {
-    fn gather<D: Driver>(&self, driver: &D, x: Address) -> Result<(), CudaError> {
-        let (hidden, pairs) = (self.sizes.hidden as u32, self.sizes.pairs as u32);
-        GatherBf16 { x, rows: self.index.rows, out: self.x, hidden, pairs }.launch(driver)
+    fn gather<D: Driver>(&self, driver: &D, x: Address, out: &mut Operand<D::Memory>) -> Result<(), CudaError> {
+        let Sizes { hidden, pairs, .. } = self.sizes;
+        let out = out.fit(driver, pairs * hidden)?;
+        GatherBf16 { x, rows: self.index.rows, out, hidden: hidden as u32, pairs: pairs as u32 }.launch(driver)
     }
 
-    fn product<D: Driver>(
-        &self,
-        driver: &D,
-        matrix: usize,
-        (x, inner): (Address, usize),
-        (y, outputs): (Address, usize),
-    ) -> Result<(), CudaError> {
+    /// Where a matrix of an expert is found.
+    fn matrices(&self, matrix: usize, group: usize) -> Address {
+        self.index.matrices + ((matrix * self.groups.len() + group) * size_of::<Address>()) as u64
+    }
+
+    /// `y [P, H]` by the plain kernels.
+    fn plain<D: Driver>(&self, driver: &D, operands: &mut Operands<D::Memory>, y: Address) -> Result<(), CudaError> {
+        let Sizes { hidden, inner, pairs, .. } = self.sizes;
+        let x = operands.x.address(driver)?;
+        let product = operands.product.fit(driver, pairs * inner)?;
+        let (memory, starts) = operands.gate_up.parts(driver, [pairs * inner * Dtype::F32.size(); 2])?;
+        let [gate, up] = starts.map(|start| driver.address(memory) + start as u64);
+        let of = |matrix, x, inner, y, outputs| Product { matrix, x, inner, y, outputs };
+        self.plain_product(driver, of(0, x, hidden, gate, inner))?;
+        self.plain_product(driver, of(1, x, hidden, up, inner))?;
+        Swiglu { gate, up, out: product, n: (pairs * inner) as u64 }.launch(driver)?;
+        self.plain_product(driver, of(2, product, inner, y, hidden))
+    }
+
+    fn plain_product<D: Driver>(&self, driver: &D, product: Product) -> Result<(), CudaError> {
+        let Product { matrix, x, inner, y, outputs } = product;
         GroupedLinear {
             x,
-            weights: self.index.matrices[matrix],
+            weights: self.matrices(matrix, 0),
             offsets: self.index.offsets,
             y,
             inner: inner as u32,
             outputs: outputs as u32,
-            groups: self.sizes.experts as u32,
-            largest: self.sizes.largest as u32,
+            groups: self.groups.len() as u32,
+            largest: self.groups.iter().max().map_or(0, |rows| *rows as u32),
         }
         .launch(driver)
     }
 
-    /// `y [P, H]`
-    fn run<D: Driver>(&self, driver: &D, product: Address, y: Address) -> Result<(), CudaError> {
+    /// `y [P, H]` by the kernels for sm_90a, as many experts a launch as these take.
+    fn sm90<D: Driver>(&self, driver: &D, operands: &mut Operands<D::Memory>, y: Address) -> Result<(), CudaError> {
         let Sizes { hidden, inner, pairs, .. } = self.sizes;
-        self.product(driver, 0, (self.x, hidden), (self.gate, inner))?;
-        self.product(driver, 1, (self.x, hidden), (self.up, inner))?;
-        Swiglu { gate: self.gate, up: self.up, out: product, n: (pairs * inner) as u64 }.launch(driver)?;
-        self.product(driver, 2, (product, inner), (y, hidden))
+        let product = operands.product.fit(driver, pairs * inner)?;
+        let x = operands.x.map(driver, View::Rows(hidden))?;
+        let between = operands.product.map(driver, View::Rows(inner))?;
+        let of = |matrix, x, inner, y, outputs| Product { matrix, x, inner, y, outputs };
+        for first in (0..self.groups.len()).step_by(sm90::GROUPS) {
+            self.gated(driver, first, of(0, x, hidden, product, inner))?;
+            self.down(driver, first, of(1, between, inner, y, hidden))?;
+        }
+        Ok(())
+    }
+
+    /// The experts of a launch that begins with the `first`, and the blocks that it takes.
+    fn launch<D: Driver>(&self, driver: &D, first: usize, weight_rows: usize) -> (u32, u32) {
+        let groups = &self.groups[first..self.groups.len().min(first + sm90::GROUPS)];
+        let tiles = groups.iter().map(|rows| Tokens::EXACT.tiles(*rows, weight_rows)).sum();
+        (groups.len() as u32, blocks(driver, Tokens::EXACT, tiles))
+    }
+
+    fn gated<D: Driver>(&self, driver: &D, first: usize, product: Product) -> Result<(), CudaError> {
+        let Product { matrix, x, inner, y, outputs } = product;
+        let (groups, blocks) = self.launch(driver, first, 2 * outputs);
+        let begin = self.index.offsets + (first * size_of::<u32>()) as u64;
+        sm90::GroupedGated {
+            x,
+            weights: self.matrices(matrix, first),
+            begin,
+            end: begin + size_of::<u32>() as u64,
+            y,
+            rows: 0,
+            groups,
+            inner: inner as u32,
+            outputs: outputs as u32,
+            tokens: Tokens::EXACT,
+            blocks,
+        }
+        .launch(driver)
+    }
+
+    fn down<D: Driver>(&self, driver: &D, first: usize, product: Product) -> Result<(), CudaError> {
+        let Product { matrix, x, inner, y, outputs } = product;
+        let (groups, blocks) = self.launch(driver, first, outputs);
+        let begin = self.index.offsets + (first * size_of::<u32>()) as u64;
+        sm90::GroupedLinear {
+            x,
+            weights: self.matrices(matrix, first),
+            begin,
+            end: begin + size_of::<u32>() as u64,
+            y,
+            rows: 0,
+            groups,
+            inner: inner as u32,
+            outputs: outputs as u32,
+            tokens: Tokens::EXACT,
+            blocks,
+        }
+        .launch(driver)
     }
 
     fn combine<D: Driver>(&self, driver: &D, y: Address, out: Address) -> Result<(), CudaError> {

@@ -5,7 +5,7 @@ use std::{
     ffi::{CString, c_void},
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use cudarc::driver::{
@@ -13,7 +13,10 @@ use cudarc::driver::{
     sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule},
 };
 
-use super::{CudaError, Driver, Element, EncodedMap, Launch, MOST_DIMENSIONS, TensorMap};
+use super::{
+    CudaError, Driver, Element, EncodedMap, Launch, MOST_DIMENSIONS, TensorMap,
+    pinned::{Downloads, Uploads},
+};
 
 /// Code of all kernels: file name, chip, cubin.
 const CUBINS: &[(&str, &str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
@@ -32,6 +35,8 @@ pub struct GpuOptions {
 
 /// One GPU with one queue.
 pub struct Gpu {
+    uploads: Mutex<Uploads>,
+    downloads: Mutex<Downloads>,
     device: Arc<Device>,
     modules: Vec<Module>,
     functions: Mutex<HashMap<String, Function>>,
@@ -120,7 +125,10 @@ impl Gpu {
         let capability = context.compute_capability().map_err(|error| device("ask for the GPU's kind", &error))?;
         let chip = chip(capability)?;
         let modules = load(chip, options.kernel_dir.as_deref())?;
+        let pinned = |error: DriverError| device("allocate pinned memory", &error);
         Ok(Self {
+            uploads: Mutex::new(Uploads::new(&context, &stream).map_err(pinned)?),
+            downloads: Mutex::new(Downloads::new(&context, &stream).map_err(pinned)?),
             device: Arc::new(Device { context, stream }),
             modules,
             functions: Mutex::default(),
@@ -131,7 +139,7 @@ impl Gpu {
     }
 
     fn function(&self, launch: &Launch<'_>) -> Result<CUfunction, CudaError> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut functions = lock(&self.functions);
         if !functions.contains_key(launch.kernel) {
             let handle = self.find(launch.kernel)?;
             functions.insert(launch.kernel.to_owned(), Function { handle, shared: SHARED });
@@ -159,6 +167,10 @@ impl Gpu {
     fn wait(&self) -> Result<(), CudaError> {
         self.device.stream.synchronize().map_err(|error| device("wait for the GPU", &error))
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A checked map in the form of the hardware.
@@ -247,6 +259,10 @@ impl Driver for Gpu {
         self.name.clone()
     }
 
+    fn chip(&self) -> &'static str {
+        self.chip
+    }
+
     fn multiprocessors(&self) -> usize {
         self.multiprocessors
     }
@@ -273,26 +289,21 @@ impl Driver for Gpu {
             .map_err(|error| device("clear device memory", &error))
     }
 
-    fn upload(&self, memory: &GpuMemory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
-        let to = memory.at(offset..offset + bytes.len());
-        if bytes.is_empty() {
-            return Ok(());
-        }
+    fn upload_parts(&self, memory: &GpuMemory, offset: usize, parts: &[&[u8]]) -> Result<(), CudaError> {
+        let to = memory.at(offset..offset + parts.iter().map(|part| part.len()).sum::<usize>());
         self.device.bind()?;
-        // SAFETY: inside the memory. `bytes` are pageable, so that the call copies them before it returns.
-        unsafe { result::memcpy_htod_async(to, bytes, self.device.stream.cu_stream()) }
-            .map_err(|error| device("copy to the GPU", &error))
+        // SAFETY: inside the memory, which when it goes waits for what was queued before.
+        unsafe { lock(&self.uploads).copy(to, parts) }.map_err(|error| device("copy to the GPU", &error))
     }
 
     fn download(&self, memory: &GpuMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
         let from = memory.at(offset..offset + bytes.len());
         self.device.bind()?;
-        if !bytes.is_empty() {
-            // SAFETY: inside the memory; `bytes` is ours until the copy is waited for, below.
-            unsafe { result::memcpy_dtoh_async(bytes, from, self.device.stream.cu_stream()) }
-                .map_err(|error| device("copy from the GPU", &error))?;
+        if bytes.is_empty() {
+            return self.wait();
         }
-        self.wait()
+        // SAFETY: inside the memory.
+        unsafe { lock(&self.downloads).copy(from, bytes) }.map_err(|error| device("copy from the GPU", &error))
     }
 
     fn address(&self, memory: &GpuMemory) -> u64 {

@@ -9,9 +9,17 @@ mod driver;
 mod experts;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod kernel;
+mod operand;
+#[cfg(feature = "cuda")]
+mod pinned;
 pub mod plain;
+mod products;
+#[cfg(any(feature = "cuda", test))]
+mod ring;
 #[cfg(feature = "cuda-shim")]
 mod shim;
+pub mod sm90;
 mod tensor_map;
 mod weights;
 

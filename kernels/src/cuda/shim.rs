@@ -7,18 +7,24 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use super::{CudaError, Driver, EncodedMap, Launch, TensorMap};
+use super::{CudaError, Driver, EncodedMap, Launch, TensorMap, sm90};
 
 /// Runs kernels on fibres. Blocks, warps and lanes take turns as the seed decides.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shim {
     seed: AtomicU64,
+    chip: &'static str,
 }
 
 impl Shim {
-    /// A driver whose schedules come from `seed`.
+    /// A driver whose schedules come from `seed`, in place of a chip that has the plain kernels alone.
     pub fn new(seed: u64) -> Self {
-        Self { seed: AtomicU64::new(seed) }
+        Self { seed: AtomicU64::new(seed), chip: "sm_80" }
+    }
+
+    /// The same in place of a chip that also has those for sm_90a.
+    pub fn sm90(seed: u64) -> Self {
+        Self { chip: sm90::CHIP, ..Self::new(seed) }
     }
 
     /// Sets the seed of the next launch; each launch adds one to it.
@@ -62,6 +68,10 @@ impl Driver for Shim {
         "shim".to_owned()
     }
 
+    fn chip(&self) -> &'static str {
+        self.chip
+    }
+
     fn multiprocessors(&self) -> usize {
         4
     }
@@ -79,10 +89,13 @@ impl Driver for Shim {
         Ok(())
     }
 
-    fn upload(&self, memory: &ShimMemory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
-        let to = memory.at(offset..offset + bytes.len());
-        // SAFETY: inside the memory, as checked by `at`.
-        unsafe { to.copy_from(bytes.as_ptr(), bytes.len()) };
+    fn upload_parts(&self, memory: &ShimMemory, mut offset: usize, parts: &[&[u8]]) -> Result<(), CudaError> {
+        for part in parts {
+            let to = memory.at(offset..offset + part.len());
+            // SAFETY: inside the memory, as checked by `at`.
+            unsafe { to.copy_from(part.as_ptr(), part.len()) };
+            offset += part.len();
+        }
         Ok(())
     }
 

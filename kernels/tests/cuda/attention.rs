@@ -1,7 +1,9 @@
 //! Attention over the latent cache, with ragged sequences, scattered blocks and NaN in every slot that no row may see.
 
-use conclave_kernels::cuda::plain::{MergeSplits, MlaSplits};
-use conclave_kernels::{Dtype, activation};
+use conclave_kernels::{
+    Dtype, activation,
+    cuda::plain::{MergeSplits, MergeSplitsBf16, MlaSplits},
+};
 
 use crate::support::{Numbers, assert_close, run};
 
@@ -107,9 +109,14 @@ impl Case {
                 splits,
             }
             .launch(&rig.driver)?;
-            MergeSplits { parts: rig.at(&parts), keys, out: rig.at(&out), splits, latent, rows, heads }
-                .launch(&rig.driver)?;
-            Ok(rig.download::<f32>(&out, length))
+            let (parts, narrow) = (rig.at(&parts), rig.poisoned::<u16>(length));
+            MergeSplits { parts, keys, out: rig.at(&out), splits, latent, rows, heads }.launch(&rig.driver)?;
+            MergeSplitsBf16 { parts, keys, out: rig.at(&narrow), splits, latent, rows, heads }.launch(&rig.driver)?;
+            let found = rig.download::<f32>(&out, length);
+            let mut expected = found.clone();
+            activation::round(Dtype::Bf16, &mut expected);
+            assert_eq!(rig.download_bf16(&narrow, length), expected, "merged and rounded");
+            Ok(found)
         })
     }
 }

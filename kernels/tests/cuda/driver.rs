@@ -47,6 +47,10 @@ impl Driver for Any {
         each!(self, driver => driver.name())
     }
 
+    fn chip(&self) -> &'static str {
+        each!(self, driver => driver.chip())
+    }
+
     fn multiprocessors(&self) -> usize {
         each!(self, driver => driver.multiprocessors())
     }
@@ -63,8 +67,8 @@ impl Driver for Any {
         each!(self, memory, (driver, own) => driver.zero(own, range))
     }
 
-    fn upload(&self, memory: &Memory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
-        each!(self, memory, (driver, own) => driver.upload(own, offset, bytes))
+    fn upload_parts(&self, memory: &Memory, offset: usize, parts: &[&[u8]]) -> Result<(), CudaError> {
+        each!(self, memory, (driver, own) => driver.upload_parts(own, offset, parts))
     }
 
     fn download(&self, memory: &Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {

@@ -2,7 +2,7 @@
 
 use conclave_kernels::{
     Dtype, activation,
-    cuda::plain::{MlaQueries, MlaValues},
+    cuda::plain::{MlaQueries, MlaValues, SplitQueries},
 };
 use proptest::prelude::*;
 
@@ -52,8 +52,32 @@ fn queries(sizes: Sizes, seed: u64) {
             heads: heads as u32,
         }
         .launch(&rig.driver)?;
-        Ok(rig.download::<f32>(&out, length))
+        let (nope_out, absorbed) = (rig.poisoned::<u16>(rows * heads * nope), rig.poisoned::<u16>(length));
+        SplitQueries {
+            q: rig.at(&q),
+            cos: rig.at(&cos),
+            sin: rig.at(&sin),
+            positions: rig.at(&positions),
+            nope_out: rig.at(&nope_out),
+            absorbed: rig.at(&absorbed),
+            nope: nope as u32,
+            rope: rope as u32,
+            latent: latent as u32,
+            rows: rows as u32,
+            heads: heads as u32,
+        }
+        .launch(&rig.driver)?;
+        let (out, absorbed) = (rig.download::<f32>(&out, length), rig.download_bf16(&absorbed, length));
+        Ok([out, absorbed, rig.download_bf16(&nope_out, rows * heads * nope)].concat())
     });
+    let (found, split) = found.split_at(length);
+    let (absorbed, nope_out) = split.split_at(length);
+    let without_position = q.chunks_exact(nope + rope).flat_map(|q| rounded(&q[..nope])).collect::<Vec<f32>>();
+    assert_eq!(nope_out, without_position, "split: {sizes:?}");
+    for (whole, split) in found.chunks_exact(latent + rope).zip(absorbed.chunks_exact(latent + rope)) {
+        assert!(split[..latent].iter().all(|value| value.is_nan()), "split: written where products write");
+        assert_eq!(split[latent..], rounded(&whole[latent..]), "split: roped queries");
+    }
     for (index, found) in found.chunks_exact(latent + rope).enumerate() {
         let (row, head) = (index / heads, index % heads);
         let q = &q[index * (nope + rope)..][..nope + rope];

@@ -1,9 +1,9 @@
 //! Products of rows with a matrix.
 
-use conclave_kernels::cuda::plain::{Linear, LinearF32};
+use conclave_kernels::cuda::plain::{GateLogits, Linear};
 use proptest::prelude::*;
 
-use crate::support::{Numbers, run};
+use crate::support::{Numbers, assert_close, run};
 
 /// The chain that an output is by definition.
 pub(crate) fn chain(x: &[f32], w: &[f32]) -> f32 {
@@ -26,13 +26,21 @@ fn check((rows, inner, outputs): (usize, usize, usize), seed: u64) {
         Ok(rig.download::<f32>(&y, rows * outputs))
     });
     assert_eq!(found, product(&rounded), "linear {rows} x {inner} x {outputs}");
-    let found = run(|rig| {
-        let (x, w, y) = (rig.upload(&x), rig.upload_bf16(&w), rig.poisoned::<f32>(rows * outputs));
-        let (x, w, y_at) = (rig.at(&x), rig.at(&w), rig.at(&y));
-        LinearF32 { x, w, y: y_at, rows: sizes.0, inner: sizes.1, outputs: sizes.2 }.launch(&rig.driver)?;
-        Ok(rig.download::<f32>(&y, rows * outputs))
-    });
-    assert_eq!(found, product(&x), "linear_f32 {rows} x {inner} x {outputs}");
+    let logits = |x: &[f32]| {
+        run(|rig| {
+            let rows = x.len() / inner;
+            let (x, w, y) = (rig.upload(x), rig.upload_bf16(&w), rig.poisoned::<f32>(rows * outputs));
+            let (x, w, y_at) = (rig.at(&x), rig.at(&w), rig.at(&y));
+            GateLogits { x, w, y: y_at, rows: rows as u32, inner: sizes.1, outputs: sizes.2 }.launch(&rig.driver)?;
+            Ok(rig.download::<f32>(&y, rows * outputs))
+        })
+    };
+    let found = logits(&x);
+    let dot = |x: &[f32], w: &[f32]| x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum::<f64>();
+    let expected: Vec<f64> =
+        x.chunks_exact(inner).flat_map(|x| w.chunks_exact(inner).map(move |w| dot(x, w))).collect();
+    assert_close(&found, &expected, 4e-5, &format!("gate_logits {rows} x {inner} x {outputs}"));
+    assert_eq!(logits(&x[..inner]), &found[..outputs], "a row beside others and alone");
 }
 
 proptest! {

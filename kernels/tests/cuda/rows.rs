@@ -45,10 +45,14 @@ proptest! {
         let (x, gain) = (numbers.vector(rows * hidden, 3.0), numbers.vector(hidden, 1.5));
         let norm_of = |x: &[f32]| run(|rig| {
             let (input, gain, out) = (rig.upload(x), rig.upload(&gain), rig.poisoned::<f32>(x.len()));
-            let rows = (x.len() / hidden) as u32;
-            RmsNorm { x: rig.at(&input), gain: rig.at(&gain), out: rig.at(&out), hidden: hidden as u32, eps: 1e-3, rows }
-                .launch(&rig.driver)?;
-            Ok(rig.download::<f32>(&out, x.len()))
+            let (in_bf16, hidden, rows) = (rig.poisoned::<u16>(x.len()), hidden as u32, (x.len() / hidden) as u32);
+            let [x_at, gain, out_at, rounded] = [&input, &gain, &out, &in_bf16].map(|memory| rig.at(memory));
+            RmsNorm { x: x_at, gain, out: out_at, rounded, hidden, eps: 1e-3, rows }.launch(&rig.driver)?;
+            let found = rig.download::<f32>(&out, x.len());
+            let mut expected = found.clone();
+            activation::round(Dtype::Bf16, &mut expected);
+            assert_eq!(rig.download_bf16(&in_bf16, x.len()), expected, "rounded");
+            Ok(found)
         });
         let found = norm_of(&x);
         let expected: Vec<f64> = x.chunks_exact(hidden).flat_map(|x| norm(x, &gain, 1e-3)).collect();
@@ -79,7 +83,7 @@ fn pairs_are_gathered_and_combined_in_order() {
     let first = [0u32, 3, 4, 4, 9, 11];
     let found = run(|rig| {
         let (y, weights) = (rig.upload(&y), rig.upload(&weights));
-        let (first, order, out) = (rig.upload(&first), rig.upload(&order), rig.poisoned::<f32>(slots * hidden));
+        let (first, order, out) = (rig.upload(&first), rig.upload(&order), rig.poisoned::<u16>(slots * hidden));
         CombinePairs {
             y: rig.at(&y),
             weights: rig.at(&weights),
@@ -90,7 +94,7 @@ fn pairs_are_gathered_and_combined_in_order() {
             slots: slots as u32,
         }
         .launch(&rig.driver)?;
-        Ok(rig.download::<f32>(&out, slots * hidden))
+        Ok(rig.download_bf16(&out, slots * hidden))
     });
     let mut expected = vec![0.0; slots * hidden];
     for (slot, sums) in expected.chunks_exact_mut(hidden).enumerate() {
@@ -99,6 +103,7 @@ fn pairs_are_gathered_and_combined_in_order() {
             sums.iter_mut().zip(&y[pair * hidden..]).for_each(|(sum, y)| *sum += weights[pair] * y);
         }
     }
+    activation::round(Dtype::Bf16, &mut expected);
     assert_eq!(found, expected);
 }
 

@@ -1,11 +1,15 @@
 //! Devices agree: the CPU with the reference within the rounding of bf16, its instruction sets with each other closely.
 
+use std::fmt::Display;
+
 use proptest::prelude::*;
 
 use crate::support::{Case, Check, Numbers, attend, batch, buffer, instruction_sets, on_each_device, output};
 use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Ffn, Isa, Pool, Reference, StepRows, Weight, activation};
 
 const ROWS: usize = 8;
+/// Of sequences: within one split, and in two.
+const LENGTHS: &[usize] = &[5, 700];
 
 /// Rows of a step with these tokens and positions, each a sequence of its own.
 fn step<D: Device>(device: &D, tokens: &[u32], positions: &[usize]) -> D::Batch {
@@ -15,16 +19,16 @@ fn step<D: Device>(device: &D, tokens: &[u32], positions: &[usize]) -> D::Batch 
     batch(device, rows)
 }
 
-/// Every operation once, by name.
-pub(crate) fn run<D: Device>(device: &D, case: &Case) -> Vec<(&'static str, Vec<f32>)> {
+/// Every operation once, by name; attention over sequences of these lengths.
+pub(crate) fn run<D: Device>(device: &D, case: &Case, lengths: &[usize]) -> Vec<(String, Vec<f32>)> {
     let (model, mut numbers) = (case.load(device), Numbers::new(3));
     let (hidden, shape) = (case.hidden, case.shape);
     let values = numbers.vector(ROWS * hidden, 1.0);
     let x = buffer(device, &values);
     let batch = step(device, &[0, 1, 5, 160, 3, 3, 9, 42], &[0, 1, 2, 3, 500, 600, 1000, 1199]);
     let mut results = Vec::new();
-    let mut of = |name, width: usize, op: &dyn Fn(&mut D::Buffer)| {
-        results.push((name, output(device, ROWS * width, op)));
+    let mut of = |name: &str, width: usize, op: &dyn Fn(&mut D::Buffer)| {
+        results.push((name.to_owned(), output(device, ROWS * width, op)));
     };
     of("embed", hidden, &|out| device.embed(&model.table, &batch, out));
     of("rms_norm", hidden, &|out| device.rms_norm(&x, &model.gain, 1e-3, out));
@@ -38,10 +42,10 @@ pub(crate) fn run<D: Device>(device: &D, case: &Case) -> Vec<(&'static str, Vec<
     });
     let o_lat = buffer(device, &numbers.vector(ROWS * shape.heads * shape.latent, 1.0));
     of("mla_values", shape.heads * shape.value, &|out| device.mla_values(&model.mla, &batch, &o_lat, &model.uv, out));
-    results.push(("grouped_ffn", grouped(device, &[&model.experts[2], &model.experts[0]], &values)));
-    for (name, length) in [("attention 5", 5), ("attention 700", 700)] {
-        let out = attend(device, case, length, &[length], false);
-        results.push((name, out.into_iter().map(f32::from_bits).collect()));
+    results.push(("grouped_ffn".to_owned(), grouped(device, &[&model.experts[2], &model.experts[0]], &values)));
+    for length in lengths {
+        let out = attend(device, case, *length, &[*length], false);
+        results.push((format!("attention {length}"), out.into_iter().map(f32::from_bits).collect()));
     }
     results
 }
@@ -64,7 +68,7 @@ fn error(found: &[f32], expected: &[f32]) -> f64 {
     (difference / expected.iter().map(|expected| square(*expected)).sum::<f64>()).sqrt()
 }
 
-pub(crate) fn compare(found: &[(&str, Vec<f32>)], expected: &[(&str, Vec<f32>)], limit: f64) {
+pub(crate) fn compare<N: Display>(found: &[(N, Vec<f32>)], expected: &[(N, Vec<f32>)], limit: f64) {
     for ((name, found), (_, expected)) in found.iter().zip(expected) {
         assert_eq!(found.len(), expected.len(), "{name}");
         let error = error(found, expected);
@@ -109,11 +113,11 @@ fn values_are_moved_and_added_exactly() {
 fn cpu_is_near_the_reference() {
     let reference = Reference::new(Pool::new(2).unwrap());
     for case in [Case::odd(), Case::even()] {
-        let expected = run(&reference, &case);
+        let expected = run(&reference, &case, LENGTHS);
         for isa in instruction_sets() {
             let cpu = Cpu::new(Pool::new(2).unwrap(), Some(isa)).unwrap();
             assert_eq!((cpu.activation(), cpu.numerics()), (Dtype::Bf16, format!("cpu-{isa}-2")));
-            compare(&run(&cpu, &case), &expected, 8e-3);
+            compare(&run(&cpu, &case, LENGTHS), &expected, 8e-3);
         }
     }
 }
@@ -121,7 +125,7 @@ fn cpu_is_near_the_reference() {
 #[test]
 fn instruction_sets_are_near_each_other() {
     for case in [Case::odd(), Case::even()] {
-        let run = |isa| run(&Cpu::new(Pool::new(1).unwrap(), Some(isa)).unwrap(), &case);
+        let run = |isa| run(&Cpu::new(Pool::new(1).unwrap(), Some(isa)).unwrap(), &case, LENGTHS);
         let portable = run(Isa::Portable);
         for isa in instruction_sets().iter().filter(|isa| **isa != Isa::Portable) {
             // A sum that is rounded otherwise may fall on the other side of a bf16 step, seldom.

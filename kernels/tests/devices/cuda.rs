@@ -1,8 +1,12 @@
 //! The CUDA device: on the shim, and on a GPU where there is one.
 
 use std::{
+    collections::BTreeSet,
     ops::Range,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use conclave_kernels::{
@@ -18,9 +22,26 @@ use crate::{
 
 /// Runs a check on the shim, whose schedule is another one each time, and on a GPU.
 pub(crate) fn on_cuda(check: &mut impl Check) {
+    check.on(&Cuda::new(Shim::new(seed())));
+    on_gpu(check);
+}
+
+/// The same, the shim taking the place of a chip that has the kernels for sm_90a.
+fn on_sm90(check: &mut impl Check) {
+    check.on(&Cuda::new(Shim::sm90(seed())));
+    on_gpu(check);
+}
+
+fn seed() -> u64 {
     static SEED: AtomicUsize = AtomicUsize::new(1);
-    check.on(&Cuda::new(Shim::new(SEED.fetch_add(1000, Ordering::Relaxed) as u64)));
-    #[cfg(feature = "cuda")]
+    SEED.fetch_add(1000, Ordering::Relaxed) as u64
+}
+
+#[cfg(not(feature = "cuda"))]
+fn on_gpu(_check: &mut impl Check) {}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(check: &mut impl Check) {
     if let Some(gpu) = gpu() {
         check.on(&Cuda::new(gpu));
     }
@@ -40,20 +61,21 @@ fn gpu() -> Option<conclave_kernels::cuda::Gpu> {
     }
 }
 
-struct Near(Case);
+/// Sizes, and lengths of sequences.
+struct Near(Case, &'static [usize]);
 
 impl Check for Near {
     fn on<D: Device>(&mut self, device: &D) {
         assert_eq!(device.activation(), Dtype::Bf16);
-        assert!(device.numerics().starts_with("cuda-plain-1-"), "{}", device.numerics());
         let reference = Reference::new(Pool::new(2).unwrap());
-        agreement::compare(&agreement::run(device, &self.0), &agreement::run(&reference, &self.0), 8e-3);
+        let Self(case, lengths) = self;
+        agreement::compare(&agreement::run(device, case, lengths), &agreement::run(&reference, case, lengths), 8e-3);
     }
 }
 
 #[test]
 fn cuda_is_near_the_reference() {
-    on_cuda(&mut Near(Case::odd()));
+    on_cuda(&mut Near(Case::odd(), &[5, 520]));
 }
 
 #[test]
@@ -78,17 +100,52 @@ fn unused_slots_are_not_read() {
     on_cuda(&mut Poison(Case::odd(), &[(1, 1), (70, 70), (70, 30)]));
 }
 
-/// Refuses every launch after some.
-struct Failing {
-    shim: Shim,
-    left: AtomicUsize,
+#[test]
+fn sm90_is_near_the_reference() {
+    on_sm90(&mut Near(Case::tiled(), &[5, 150]));
+    // Some of these sizes fit, others do not.
+    on_sm90(&mut Near(Case::odd(), &[5]));
 }
 
-impl Driver for Failing {
+#[test]
+fn on_sm90_a_row_does_not_depend_on_the_rows_beside_it() {
+    on_sm90(&mut Batches(Case::tiled()));
+    on_sm90(&mut BatchSizes(Case::tiled(), 18));
+}
+
+#[test]
+fn on_sm90_a_position_does_not_depend_on_how_its_sequence_is_cut() {
+    on_sm90(&mut Chunks(Case::tiled(), &[67], &[&[64, 2, 1]]));
+    on_sm90(&mut Chunks(Case::tiled(), &[514], &[&[500, 13, 1]]));
+}
+
+#[test]
+fn on_sm90_unused_slots_are_not_read() {
+    on_sm90(&mut Poison(Case::tiled(), &[(1, 1), (70, 70), (70, 30)]));
+}
+
+/// A shim that notes the kernels it launches, and refuses every launch after some.
+struct Watched {
+    shim: Shim,
+    left: AtomicUsize,
+    launched: Mutex<BTreeSet<String>>,
+}
+
+impl Watched {
+    fn new(shim: Shim, left: usize) -> Self {
+        Self { shim, left: AtomicUsize::new(left), launched: Mutex::default() }
+    }
+}
+
+impl Driver for &'static Watched {
     type Memory = ShimMemory;
 
     fn name(&self) -> String {
-        "Failing GPU (1)".to_owned()
+        "Watched GPU (1)".to_owned()
+    }
+
+    fn chip(&self) -> &'static str {
+        self.shim.chip()
     }
 
     fn multiprocessors(&self) -> usize {
@@ -103,8 +160,8 @@ impl Driver for Failing {
         self.shim.zero(memory, range)
     }
 
-    fn upload(&self, memory: &ShimMemory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
-        self.shim.upload(memory, offset, bytes)
+    fn upload_parts(&self, memory: &ShimMemory, offset: usize, parts: &[&[u8]]) -> Result<(), CudaError> {
+        self.shim.upload_parts(memory, offset, parts)
     }
 
     fn download(&self, memory: &ShimMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
@@ -123,14 +180,15 @@ impl Driver for Failing {
         let left = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
         let failed = |_| CudaError::Launch { kernel: launch.kernel.to_owned(), detail: "a bit has flipped".to_owned() };
         left.map_err(failed)?;
+        self.launched.lock().unwrap().insert(launch.kernel.to_owned());
         self.shim.launch(launch)
     }
 }
 
 #[test]
 fn a_device_that_has_failed_says_so_whenever_something_is_read() {
-    let device = Cuda::new(Failing { shim: Shim::new(1), left: AtomicUsize::new(1) });
-    assert_eq!(device.numerics(), "cuda-plain-1-failing-gpu-1");
+    let device = Cuda::new(watched(Shim::new(1), 1));
+    assert_eq!(device.numerics(), "cuda-plain-1-watched-gpu-1");
     let (two, three) = (buffer(&device, &[2.0; 4]), buffer(&device, &[3.0; 4]));
     let sum = output(&device, 4, |out| {
         *out = buffer(&device, &[1.0; 4]);
@@ -146,4 +204,30 @@ fn a_device_that_has_failed_says_so_whenever_something_is_read() {
     assert_eq!(device.encode(&x).unwrap_err().to_string(), message);
     assert_eq!(device.read(&mut x, &mut values).unwrap_err().to_string(), message);
     assert_eq!(device.grouped_ffn(&[], &[], &mut []).unwrap_err().to_string(), message);
+}
+
+fn watched(shim: Shim, left: usize) -> &'static Watched {
+    Box::leak(Box::new(Watched::new(shim, left)))
+}
+
+/// The kernels of products and attention that a model of these sizes takes.
+fn kernels_of(shim: Shim, case: &Case) -> Vec<String> {
+    let driver = watched(shim, usize::MAX);
+    agreement::run(&Cuda::new(driver), case, &[5]);
+    let mut launched = std::mem::take(&mut *driver.launched.lock().unwrap());
+    launched.retain(|kernel| ["sm90", "linear", "mla", "swiglu"].iter().any(|word| kernel.contains(word)));
+    launched.into_iter().collect()
+}
+
+#[test]
+fn the_chip_and_the_sizes_decide_which_kernels_serve() {
+    let plain = ["grouped_linear", "linear", "mla_queries", "mla_splits", "mla_values", "swiglu"];
+    assert_eq!(kernels_of(Shim::new(1), &Case::tiled()), plain);
+    let sm90 = ["sm90_grouped_gated_128", "sm90_grouped_heads_128", "sm90_grouped_linear_128", "sm90_mla_splits"];
+    assert_eq!(kernels_of(Shim::sm90(1), &Case::tiled()), sm90);
+    // Of these, the hidden size alone fits: not that between gate and down, nor those of heads.
+    let mut some = [&plain[..], &["sm90_grouped_linear_128"]].concat();
+    some.sort_unstable();
+    assert_eq!(kernels_of(Shim::sm90(1), &Case::odd()), some);
+    assert_eq!(Cuda::new(Shim::sm90(1)).numerics(), "cuda-sm90-1-shim");
 }

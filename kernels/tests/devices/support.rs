@@ -36,6 +36,12 @@ impl Case {
         Self { hidden: 256, inner: 192, vocab: 512, shape, dtype: Dtype::Bf16 }
     }
 
+    /// Sizes that the kernels for sm_90a take, some of which fill no whole tile.
+    pub(crate) fn tiled() -> Self {
+        let shape = MlaShape { heads: 3, nope: 40, rope: 64, value: 24, latent: 512 };
+        Self { hidden: 136, inner: 72, vocab: 161, shape, dtype: Dtype::Bf16 }
+    }
+
     fn matrix<D: Device>(&self, device: &D, numbers: &mut Numbers, outputs: usize, inputs: usize) -> D::Matrix {
         let values = numbers.vector(outputs * inputs, (3.0 / inputs as f32).sqrt());
         let bytes = activation::encode(self.dtype, &values);

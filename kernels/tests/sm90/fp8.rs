@@ -1,6 +1,12 @@
 //! Grouped products in FP8: weights with a scale for each 128 x 128 block, activations with one for each token and 128 elements.
 
-use conclave_kernels::cuda::{Arg, Driver, Element, Launch};
+use conclave_kernels::cuda::{
+    Element,
+    sm90::{
+        GroupedGatedFp8, GroupedLinearFp8, Quantize, Tokens,
+        maps::{INPUT_ROWS, TILE_ROWS},
+    },
+};
 
 use crate::{
     each::on_each,
@@ -9,8 +15,8 @@ use crate::{
     support::{Numbers, Rig, assert_close},
 };
 
-/// Tokens a tile, threads and dynamic shared memory.
-const KERNELS: [(u32, u32, u32); 3] = [(16, 256, 87_172), (64, 256, 104_036), (128, 384, 203_876)];
+/// Tokens of a tile that there are kernels for.
+const TOKENS: [Tokens; 3] = [Tokens::T16, Tokens::T64, Tokens::T128];
 
 /// The value of an e4m3 byte that is not NaN.
 fn value(byte: u8) -> f64 {
@@ -68,40 +74,38 @@ impl Operands {
     }
 }
 
-fn multiply(
-    (tokens, threads, shared): (u32, u32, u32),
-    case: &Case<'_>,
-    operands: &Operands,
-    copies: usize,
-) -> Vec<(&'static str, Vec<f32>)> {
+fn multiply(tokens: Tokens, case: &Case<'_>, operands: &Operands, copies: usize) -> Vec<(&'static str, Vec<f32>)> {
     let (total, shape, gated) = (case.total(), (case.outputs, case.inner), copies == 2);
-    let (name, length) = (if gated { "gated" } else { "linear" }, total * case.outputs);
-    let kernel = format!("sm90_grouped_{name}_fp8_{tokens}");
+    let length = total * case.outputs;
+    let (groups, inner, outputs, blocks) = (case.rows.len() as u32, case.inner as u32, case.outputs as u32, 3);
     on_each(|rig| {
         let (x, x_scales) = (rig.upload(&operands.x), rig.upload(&operands.x_scales));
         let weights: Vec<_> = operands.weights.iter().map(|weights| rig.upload(weights)).collect();
         let scales: Vec<_> = operands.scales.iter().map(|scales| rig.upload(scales)).collect();
-        let map = |at| {
-            if gated {
-                maps::gated(rig, at, Element::E4m3, shape)
-            } else {
-                maps::rows(rig, at, Element::E4m3, shape, 64)
-            }
+        let map = |at| match gated {
+            true => maps::pair(rig, [at, at + (case.outputs * case.inner) as u64], Element::E4m3, shape).0,
+            false => maps::rows(rig, at, Element::E4m3, shape, TILE_ROWS),
         };
         let maps: Vec<_> = weights.iter().map(|weights| map(rig.at(weights))).collect();
         let weights_at = rig.upload(&maps.iter().map(|map| rig.at(map)).collect::<Vec<u64>>());
         let scales_at = rig.upload(&scales.iter().map(|scales| rig.at(scales)).collect::<Vec<u64>>());
-        let x_map = maps::rows(rig, rig.at(&x), Element::E4m3, (total, case.inner), 16);
-        let blocks = case.inner.div_ceil(128);
-        let scales_map = maps::scales(rig, rig.at(&x_scales), (blocks, total, operands.pitch));
+        let x_map = maps::rows(rig, rig.at(&x), Element::E4m3, (total, case.inner), INPUT_ROWS);
+        let scales_map = maps::scales(rig, rig.at(&x_scales), (case.inner.div_ceil(128), total, operands.pitch));
         let offsets = rig.upload(&case.offsets());
         let out = if gated { rig.poisoned::<u16>(length) } else { rig.poisoned::<f32>(length) };
-        let sizes = [case.rows.len(), case.inner, case.outputs].map(|size| Arg::U32(size as u32));
-        let at = [&x_map, &scales_map, &weights_at, &scales_at, &offsets].map(|memory| rig.at(memory));
-        let addresses = [&at[..], &[at[4] + 4, rig.at(&out)]].concat();
-        let addresses: Vec<_> = addresses.into_iter().map(Arg::Address).collect();
-        let (block, arguments) = ([threads, 1, 1], [&addresses[..], &sizes].concat());
-        rig.driver.launch(&Launch { kernel: &kernel, grid: [3, 1, 1], block, shared, arguments: &arguments })?;
+        let at = [&x_map, &scales_map, &weights_at, &scales_at, &offsets, &out].map(|memory| rig.at(memory));
+        let [x, x_scales, weights, scales, begin, y] = at;
+        let end = begin + 4;
+        match gated {
+            true => {
+                GroupedGatedFp8 { x, x_scales, weights, scales, begin, end, y, groups, inner, outputs, tokens, blocks }
+                    .launch(&rig.driver)?
+            }
+            false => {
+                GroupedLinearFp8 { x, x_scales, weights, scales, begin, end, y, groups, inner, outputs, tokens, blocks }
+                    .launch(&rig.driver)?
+            }
+        }
         Ok(if gated { rig.download_bf16(&out, length) } else { rig.download(&out, length) })
     })
 }
@@ -116,11 +120,11 @@ fn scaled_products_are_near_their_definition() {
         for copies in [1, 2] {
             let operands = Operands::new(&case, copies);
             let expected = operands.expected(&case, copies);
-            for kernel in KERNELS {
-                for (on, found) in multiply(kernel, &case, &operands, copies) {
+            for tokens in TOKENS {
+                for (on, found) in multiply(tokens, &case, &operands, copies) {
                     // The sums of e4m3 products of tensor cores keep some 14 bits.
                     let limit = if on == "GPU" { 2e-3 } else { 1e-5 } + if copies == 1 { 0.0 } else { 1.0 / 256.0 };
-                    assert_close(&found, &expected, limit, &format!("{on} {kernel:?} {} x {copies}", case.inner));
+                    assert_close(&found, &expected, limit, &format!("{on} {tokens:?} {} x {copies}", case.inner));
                 }
             }
         }
@@ -136,10 +140,10 @@ fn activations_are_rounded_to_the_nearest_of_their_scale() {
     let quantized = |rig: &Rig| {
         let (x, out) = (rig.upload_bf16(&x), rig.poisoned::<u8>(rows * inner));
         let scales = rig.poisoned::<f32>(blocks * pitch);
-        let mut arguments = [&x, &out, &scales].map(|memory| Arg::Address(rig.at(memory))).to_vec();
-        arguments.extend([rows, inner, pitch].map(|size| Arg::U32(size as u32)));
-        let (kernel, grid) = ("sm90_quantize", [(rows * blocks).div_ceil(8) as u32, 1, 1]);
-        rig.driver.launch(&Launch { kernel, grid, block: [256, 1, 1], shared: 0, arguments: &arguments })?;
+        let [x, out_at, scales_at] = [&x, &out, &scales].map(|memory| rig.at(memory));
+        let (rows_count, inner_count, pitch_count) = (rows as u32, inner as u32, pitch as u32);
+        Quantize { x, out: out_at, scales: scales_at, rows: rows_count, inner: inner_count, pitch: pitch_count }
+            .launch(&rig.driver)?;
         let (out, scales) = (rig.download::<u8>(&out, rows * inner), rig.download::<f32>(&scales, blocks * pitch));
         Ok([out, bytemuck::cast_slice(&scales).to_vec()].concat())
     };

@@ -1,16 +1,22 @@
 //! Grouped products in bf16.
 
-use conclave_kernels::cuda::{Arg, CudaError, Driver, Element, Launch};
+use conclave_kernels::{
+    Dtype, activation,
+    cuda::{
+        Driver, Element,
+        sm90::{
+            GroupedGated, GroupedHeads, GroupedLinear, Tokens,
+            maps::{INPUT_ROWS, TILE_ROWS},
+        },
+    },
+};
 
 use crate::{
+    driver::Memory,
     each::{on_each, same_bits},
     maps,
     support::{Numbers, Rig, assert_close},
 };
-
-/// Threads and dynamic shared memory of `sm90_grouped_linear_{tokens}` and `sm90_grouped_gated_{tokens}`.
-pub(crate) const KERNELS: [(u32, u32, u32); 4] =
-    [(16, 256, 86_148), (64, 256, 102_500), (128, 384, 200_804), (256, 384, 200_772)];
 
 /// Rows of each group, inner dimension, outputs.
 pub(crate) struct Case<'a> {
@@ -65,43 +71,85 @@ impl Operands {
     }
 }
 
-fn launch(rig: &Rig, name: &str, kernel: (u32, u32, u32), arguments: &[Arg<'_>]) -> Result<(), CudaError> {
-    let (tokens, threads, shared) = kernel;
-    let kernel = format!("{name}_{tokens}");
-    rig.driver.launch(&Launch { kernel: &kernel, grid: [3, 1, 1], block: [threads, 1, 1], shared, arguments })
+/// Where gate and up lie: up behind gate in one allocation, or in two, of which either may be the first.
+#[derive(Clone, Copy, PartialEq)]
+enum Lies {
+    Behind,
+    Apart,
+    Before,
+}
+
+/// The operands of a launch on the device.
+struct Uploaded {
+    _memory: Vec<Memory>,
+    weights: Memory,
+    x: Memory,
+    offsets: Memory,
+}
+
+impl Operands {
+    fn upload(&self, rig: &Rig, case: &Case<'_>, gated: bool, lies: Lies) -> Uploaded {
+        let shape = (case.outputs, case.inner);
+        let mut memory = vec![rig.upload_bf16(&self.x)];
+        let x = maps::rows(rig, rig.at(&memory[0]), Element::Bf16, (case.total(), case.inner), INPUT_ROWS);
+        let mut entries = Vec::new();
+        for weights in &self.weights {
+            let (map, exchanged) = match gated {
+                false => {
+                    memory.push(rig.upload_bf16(weights));
+                    (maps::rows(rig, rig.at(memory.last().unwrap()), Element::Bf16, shape, TILE_ROWS), false)
+                }
+                true => maps::pair(rig, gate_and_up(rig, &mut memory, weights, lies), Element::Bf16, shape),
+            };
+            entries.push(rig.at(&map) + u64::from(exchanged));
+            memory.push(map);
+        }
+        Uploaded { weights: rig.upload(&entries), x, offsets: rig.upload(&case.offsets()), _memory: memory }
+    }
+}
+
+/// Where they are.
+fn gate_and_up(rig: &Rig, memory: &mut Vec<Memory>, weights: &[f32], lies: Lies) -> [u64; 2] {
+    let (gate, up) = weights.split_at(weights.len() / 2);
+    if lies == Lies::Behind {
+        memory.push(rig.upload_bf16(weights));
+        let gate = rig.at(memory.last().unwrap());
+        return [gate, gate + 2 * up.len() as u64];
+    }
+    let mut both = [rig.upload_bf16(gate), rig.upload_bf16(gate)];
+    both.sort_by_key(|memory| rig.at(memory));
+    let [first, second] = both;
+    let (gate_memory, up_memory) = if lies == Lies::Before { (second, first) } else { (first, second) };
+    rig.driver.upload(&up_memory, 0, &activation::encode(Dtype::Bf16, up)).unwrap();
+    let at = [rig.at(&gate_memory), rig.at(&up_memory)];
+    memory.extend([gate_memory, up_memory]);
+    at
 }
 
 /// Runs a kernel and gives its output, widened, by what it ran on.
 fn multiply(
-    kernel: (u32, u32, u32),
+    tokens: Tokens,
     case: &Case<'_>,
     operands: &Operands,
-    gated: bool,
+    gated: Option<Lies>,
 ) -> Vec<(&'static str, Vec<f32>)> {
-    let (total, shape) = (case.total(), (case.outputs, case.inner));
+    let length = case.total() * case.outputs;
+    // A group by itself owns all rows: no offsets.
+    let rows = if case.rows.len() == 1 { case.total() as u32 } else { 0 };
+    let (groups, inner, outputs) = (case.rows.len() as u32, case.inner as u32, case.outputs as u32);
     on_each(|rig| {
-        let x = rig.upload_bf16(&operands.x);
-        let weights: Vec<_> = operands.weights.iter().map(|weights| rig.upload_bf16(weights)).collect();
-        let map = |at| {
-            if gated {
-                maps::gated(rig, at, Element::Bf16, shape)
-            } else {
-                maps::rows(rig, at, Element::Bf16, shape, 64)
-            }
-        };
-        let maps: Vec<_> = weights.iter().map(|weights| map(rig.at(weights))).collect();
-        let addresses = rig.upload(&maps.iter().map(|map| rig.at(map)).collect::<Vec<u64>>());
-        let x_map = maps::rows(rig, rig.at(&x), Element::Bf16, (total, case.inner), 16);
-        let offsets = rig.upload(&case.offsets());
-        let out =
-            if gated { rig.poisoned::<u16>(total * case.outputs) } else { rig.poisoned::<f32>(total * case.outputs) };
-        let sizes = [case.rows.len(), case.inner, case.outputs].map(|size| Arg::U32(size as u32));
-        let [x, weights, begin, y] = [&x_map, &addresses, &offsets, &out].map(|memory| rig.at(memory));
-        let addresses = [x, weights, begin, begin + 4, y].map(Arg::Address);
-        let name = if gated { "sm90_grouped_gated" } else { "sm90_grouped_linear" };
-        launch(rig, name, kernel, &[&addresses[..], &sizes].concat())?;
-        let length = total * case.outputs;
-        Ok(if gated { rig.download_bf16(&out, length) } else { rig.download(&out, length) })
+        let uploaded = operands.upload(rig, case, gated.is_some(), gated.unwrap_or(Lies::Behind));
+        let [x, weights, offsets] = [&uploaded.x, &uploaded.weights, &uploaded.offsets].map(|memory| rig.at(memory));
+        let (begin, end) = if rows > 0 { (0, 0) } else { (offsets, offsets + 4) };
+        let out = if gated.is_some() { rig.poisoned::<u16>(length) } else { rig.poisoned::<f32>(length) };
+        let (y, blocks) = (rig.at(&out), 3);
+        match gated {
+            None => GroupedLinear { x, weights, begin, end, y, rows, groups, inner, outputs, tokens, blocks }
+                .launch(&rig.driver)?,
+            Some(_) => GroupedGated { x, weights, begin, end, y, rows, groups, inner, outputs, tokens, blocks }
+                .launch(&rig.driver)?,
+        }
+        Ok(if gated.is_some() { rig.download_bf16(&out, length) } else { rig.download(&out, length) })
     })
 }
 
@@ -121,9 +169,9 @@ fn products_are_near_their_definition() {
     for case in CASES {
         let operands = Operands::new(&case, false);
         let expected = operands.expected(&case, false);
-        for kernel in KERNELS {
-            for (on, found) in multiply(kernel, &case, &operands, false) {
-                assert_close(&found, &expected, limit(on), &format!("{on} {kernel:?} {}", case.inner));
+        for tokens in Tokens::ALL {
+            for (on, found) in multiply(tokens, &case, &operands, None) {
+                assert_close(&found, &expected, limit(on), &format!("{on} {tokens:?} {}", case.inner));
             }
         }
     }
@@ -131,12 +179,70 @@ fn products_are_near_their_definition() {
 
 #[test]
 fn gated_products_are_near_their_definition() {
-    for case in CASES {
+    for (case, lies) in CASES.into_iter().zip([Lies::Behind, Lies::Before]) {
         let operands = Operands::new(&case, true);
         let expected = operands.expected(&case, true);
-        for kernel in KERNELS {
-            for (on, found) in multiply(kernel, &case, &operands, true) {
-                assert_close(&found, &expected, 1.0 / 256.0 + limit(on), &format!("{on} {kernel:?} {}", case.inner));
+        for tokens in Tokens::ALL {
+            for (on, found) in multiply(tokens, &case, &operands, Some(lies)) {
+                assert_close(&found, &expected, 1.0 / 256.0 + limit(on), &format!("{on} {tokens:?} {}", case.inner));
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_where_up_lies() {
+    let case = Case { rows: &[9], inner: 72, outputs: 72 };
+    let operands = Operands::new(&case, true);
+    let expected = operands.expected(&case, true);
+    let [behind, apart, before] =
+        [Lies::Behind, Lies::Apart, Lies::Before].map(|lies| multiply(Tokens::EXACT, &case, &operands, Some(lies)));
+    for (((on, behind), (_, apart)), (_, before)) in behind.iter().zip(&apart).zip(&before) {
+        assert_close(behind, &expected, 1.0 / 256.0 + limit(on), on);
+        assert!(same_bits(behind, apart) && same_bits(behind, before), "{on}");
+    }
+}
+
+/// A matrix a head, all of them of the same rows: inputs lie side by side, and so do outputs, with a gap.
+#[test]
+fn products_of_heads_are_near_their_definition() {
+    for (rows, heads, inner, outputs, width) in [(19, 3, 72, 136, 144), (130, 2, 128, 8, 8)] {
+        let all = vec![rows as u32; heads];
+        let case = Case { rows: &all, inner, outputs };
+        // As groups, one head after the other.
+        let operands = Operands::new(&case, false);
+        let expected = operands.expected(&case, false);
+        let by_row = |row: usize, head: usize| &operands.x[(head * rows + row) * inner..][..inner];
+        let x: Vec<f32> = (0..rows * heads).flat_map(|at| by_row(at / heads, at % heads)).copied().collect();
+        let found = on_each(|rig| {
+            let uploaded = operands.upload(rig, &case, false, Lies::Behind);
+            let (x, out) = (rig.upload_bf16(&x), rig.poisoned::<u16>(rows * heads * width));
+            let map = maps::heads(rig, rig.at(&x), (rows, heads, inner));
+            GroupedHeads {
+                x: rig.at(&map),
+                weights: rig.at(&uploaded.weights),
+                y: rig.at(&out),
+                rows: rows as u32,
+                heads: heads as u32,
+                inner: inner as u32,
+                outputs: outputs as u32,
+                width: width as u32,
+                blocks: 3,
+            }
+            .launch(&rig.driver)?;
+            Ok(rig.download_bf16(&out, rows * heads * width))
+        });
+        for (on, found) in found {
+            for (at, found) in found.chunks_exact(width).enumerate() {
+                let (row, head) = (at / heads, at % heads);
+                let expected = &expected[(head * rows + row) * outputs..][..outputs];
+                assert_close(
+                    &found[..outputs],
+                    expected,
+                    1.0 / 256.0 + limit(on),
+                    &format!("{on} row {row} head {head}"),
+                );
+                assert!(found[outputs..].iter().all(|value| value.is_nan()), "{on}: written beside a head");
             }
         }
     }
@@ -147,7 +253,7 @@ fn more_groups_than_a_warp_counts_at_once() {
     let rows: Vec<u32> = (0..75).map(|group| group % 4).collect();
     let case = Case { rows: &rows, inner: 64, outputs: 8 };
     let operands = Operands::new(&case, false);
-    for (on, found) in multiply(KERNELS[0], &case, &operands, false) {
+    for (on, found) in multiply(Tokens::T16, &case, &operands, None) {
         assert_close(&found, &operands.expected(&case, false), limit(on), on);
     }
 }
@@ -156,13 +262,13 @@ fn more_groups_than_a_warp_counts_at_once() {
 #[test]
 fn bits_do_not_depend_on_the_tokens_of_a_tile() {
     let operands = Operands::new(&CASES[0], false);
-    let [first, rest @ ..] = KERNELS.map(|kernel| multiply(kernel, &CASES[0], &operands, false));
-    for (kernel, other) in KERNELS[1..].iter().zip(&rest) {
+    let [first, rest @ ..] = Tokens::ALL.map(|tokens| multiply(tokens, &CASES[0], &operands, None));
+    for (tokens, other) in Tokens::ALL[1..].iter().zip(&rest) {
         for ((on, first), (_, other)) in first.iter().zip(other) {
             let same = same_bits(first, other);
-            assert!(same || *on == "GPU", "{} tokens a tile", kernel.0);
+            assert!(same || *on == "GPU", "{} tokens a tile", tokens.count());
             if *on == "GPU" {
-                eprintln!("GPU: {} and {} tokens a tile give the same bits: {same}", KERNELS[0].0, kernel.0);
+                eprintln!("GPU: {} and {} tokens a tile give the same bits: {same}", 16, tokens.count());
             }
         }
     }

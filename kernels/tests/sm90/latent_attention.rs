@@ -1,6 +1,9 @@
 //! Splits of latent attention.
 
-use conclave_kernels::cuda::{Arg, CudaError, Driver, Element, Launch};
+use conclave_kernels::cuda::{
+    CudaError, Element,
+    sm90::{self, MlaItem, MlaSplits, maps::TILE_ROWS, rows_together},
+};
 
 use crate::{
     each::{on_each, same_bits},
@@ -31,9 +34,6 @@ impl Sequence {
     }
 }
 
-/// First row of queries, rows, sequence and split: `MlaItem` of `cuda/sm90/mla_tiles.cuh`.
-type Item = [u32; 4];
-
 /// What a launch works on: `q [T, heads, 576]`, latents of each sequence `[keys, 576]`.
 struct Case {
     heads: usize,
@@ -63,18 +63,13 @@ impl Case {
     }
 
     /// Items of up to `rows` rows each.
-    fn items(&self, rows: usize) -> Vec<Item> {
+    fn items(&self, rows: usize) -> Vec<MlaItem> {
+        let seen: Vec<u32> = self.rows().iter().map(|(at, row)| self.sequences[*at].keys_of(*row) as u32).collect();
         let (mut items, mut first) = (Vec::new(), 0);
         for (at, sequence) in self.sequences.iter().enumerate() {
             for row in (0..sequence.rows).step_by(rows) {
-                let count = rows.min(sequence.rows - row);
-                for split in 0..sequence.keys_of(row + count - 1).div_ceil(SPLIT) {
-                    for head in (0..self.heads).step_by(64) {
-                        let queries = (count * self.heads - head).min(64);
-                        let first = ((first + row) * self.heads + head) as u32;
-                        items.push([first, queries as u32, at as u32, split as u32]);
-                    }
-                }
+                let last = (row + rows).min(sequence.rows);
+                items.extend(sm90::items(first + row..first + last, at, self.heads, &seen));
             }
             first += sequence.rows;
         }
@@ -101,11 +96,11 @@ impl Case {
     fn splits_of(&self, rows: usize) -> Vec<(&'static str, Vec<f32>)> {
         let items = self.items(rows);
         let order = Numbers::new(rows as u64).distinct(items.len(), items.len() as u32);
-        let items: Vec<Item> = order.into_iter().map(|at| items[at as usize]).collect();
+        let items: Vec<MlaItem> = order.into_iter().map(|at| items[at as usize]).collect();
         on_each(|rig| self.launch(rig, &items))
     }
 
-    fn launch(&self, rig: &Rig, items: &[Item]) -> Result<Vec<f32>, CudaError> {
+    fn launch(&self, rig: &Rig, items: &[MlaItem]) -> Result<Vec<f32>, CudaError> {
         let (cache, blocks) = self.cache();
         let keys: Vec<u32> = self.rows().iter().map(|(at, row)| self.sequences[*at].keys_of(*row) as u32).collect();
         let first_block = self.sequences.iter().scan(0, |next, sequence| {
@@ -115,17 +110,26 @@ impl Case {
         let first_block = rig.upload(&first_block.collect::<Vec<u32>>());
         let [q, cache_memory] = [&self.q, &cache].map(|values| rig.upload_bf16(values));
         let slots = cache.len() / CACHED;
-        let q_map = maps::rows(rig, rig.at(&q), Element::Bf16, (keys.len() * self.heads, CACHED), 64);
-        let cache_map = maps::rows(rig, rig.at(&cache_memory), Element::Bf16, (slots, CACHED), 64);
+        let q_map = maps::rows(rig, rig.at(&q), Element::Bf16, (keys.len() * self.heads, CACHED), TILE_ROWS);
+        let cache_map = maps::rows(rig, rig.at(&cache_memory), Element::Bf16, (slots, CACHED), TILE_ROWS);
         let (keys_memory, blocks) = (rig.upload(&keys), rig.upload(&blocks));
         let length = keys.len() * self.heads * self.splits() * (2 + LATENT);
         let (items_memory, out) = (rig.upload(items), rig.poisoned::<f32>(length));
-        let addresses = [&q_map, &cache_map, &items_memory, &keys_memory, &first_block, &blocks, &out];
-        let mut arguments = addresses.map(|memory| Arg::Address(rig.at(memory))).to_vec();
-        arguments.extend([items.len(), self.heads, self.splits()].map(|size| Arg::U32(size as u32)));
-        arguments.push(Arg::F32(SCALE));
-        let (kernel, shared) = ("sm90_mla_splits", 229_760);
-        rig.driver.launch(&Launch { kernel, grid: [2, 1, 1], block: [384, 1, 1], shared, arguments: &arguments })?;
+        MlaSplits {
+            q: rig.at(&q_map),
+            cache: rig.at(&cache_map),
+            items: rig.at(&items_memory),
+            keys: rig.at(&keys_memory),
+            first_block: rig.at(&first_block),
+            blocks: rig.at(&blocks),
+            out: rig.at(&out),
+            count: items.len() as u32,
+            heads: self.heads as u32,
+            splits: self.splits() as u32,
+            scale: SCALE,
+            running: 2,
+        }
+        .launch(&rig.driver)?;
         Ok(rig.download(&out, length))
     }
 
@@ -188,7 +192,7 @@ fn splits_are_near_their_definition_whatever_lies_in_other_slots() {
 #[test]
 fn bits_do_not_depend_on_the_rows_beside_a_row() {
     for case in cases().into_iter().filter(|case| case.heads < 64) {
-        let (alone, together) = (case.splits_of(1), case.splits_of(64 / case.heads));
+        let (alone, together) = (case.splits_of(1), case.splits_of(rows_together(case.heads)));
         for ((on, alone), (_, together)) in alone.iter().zip(&together) {
             case.check(together);
             assert!(same_bits(alone, together), "{on}: {} heads", case.heads);

@@ -5,6 +5,8 @@ mod cuda;
 mod files;
 mod forced;
 mod system;
+#[cfg(feature = "cuda-shim")]
+mod tiled;
 
 use std::{sync::Arc, time::Duration};
 

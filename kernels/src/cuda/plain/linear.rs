@@ -30,22 +30,3 @@ kernel! {
     }
     => |it| tiles(it.rows, it.outputs, 1)
 }
-
-kernel! {
-    /// `y = x · Wᵀ` of rows that are not rounded: gate logits.
-    LinearF32("linear_f32") {
-        /// f32 `[rows, inner]`
-        x: Address,
-        /// bf16 `[outputs, inner]`
-        w: Address,
-        /// f32 `[rows, outputs]`
-        y: Address,
-        /// Rows `T`, at most 2^20.
-        rows: u32,
-        /// Inputs.
-        inner: u32,
-        /// Outputs.
-        outputs: u32,
-    }
-    => |it| tiles(it.rows, it.outputs, 1)
-}

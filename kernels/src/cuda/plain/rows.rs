@@ -46,7 +46,7 @@ kernel! {
 }
 
 kernel! {
-    /// `out = gain ⊙ x / sqrt(mean(x²) + eps)`; `x` and `out` may be the same.
+    /// `out = gain ⊙ x / sqrt(mean(x²) + eps)`, and rounded; `x` and `out` may be the same.
     RmsNorm("rms_norm") {
         /// f32 `[T, H]`
         x: Address,
@@ -54,6 +54,8 @@ kernel! {
         gain: Address,
         /// f32 `[T, H]`
         out: Address,
+        /// bf16 `[T, H]`
+        rounded: Address,
         /// `H`
         hidden: u32,
         /// Added to the mean of squares.
@@ -84,7 +86,7 @@ kernel! {
 }
 
 kernel! {
-    /// `out[s] = Σ weights[p] · y[p]` over `p = pairs[first[s]..first[s + 1]]`, in this order.
+    /// `out[s] = round( Σ weights[p] · y[p] )` over `p = pairs[first[s]..first[s + 1]]`, in this order.
     CombinePairs("combine_pairs") {
         /// f32 `[P, H]`
         y: Address,
@@ -94,7 +96,7 @@ kernel! {
         first: Address,
         /// u32, below `P`
         pairs: Address,
-        /// f32 `[S, H]`
+        /// bf16 `[S, H]`
         out: Address,
         /// `H`
         hidden: u32,

@@ -1,0 +1,107 @@
+//! What products read: values in bf16, and for the kernels for sm_90a tensor maps of them.
+
+use super::{
+    CudaError, Driver, Element, EncodedMap,
+    buffers::Growing,
+    kernel::Address,
+    sm90::maps::{self, INPUT_ROWS, TILE_ROWS},
+};
+use crate::Dtype;
+
+/// Maps that there is a place for.
+const MAPS: usize = 8;
+const MAP_BYTES: usize = size_of::<EncodedMap>();
+/// Where the values begin.
+const VALUES: usize = MAPS * MAP_BYTES;
+
+/// How a kernel sees the values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum View {
+    /// The input of a product: rows of so many elements.
+    Rows(usize),
+    /// Inputs of products of heads: rows of so many heads, of so many elements each.
+    Heads(usize, usize),
+    /// Queries of attention: rows of so many elements.
+    Queries(usize),
+}
+
+impl View {
+    /// The map of as many whole rows as there are among `values` elements.
+    fn map<D: Driver>(self, driver: &D, address: Address, values: usize) -> Result<EncodedMap, CudaError> {
+        let rows = |inner: usize, tile| maps::rows(driver, address, Element::Bf16, (values / inner, inner), tile);
+        match self {
+            Self::Rows(inner) => rows(inner, INPUT_ROWS),
+            Self::Queries(inner) => rows(inner, TILE_ROWS),
+            Self::Heads(heads, inner) => maps::heads(driver, address, (values / (heads * inner), heads, inner)),
+        }
+    }
+}
+
+/// Values in bf16 that operations write and read again.
+///
+/// Maps lie before the values, in the same memory, and are of all of it, however much of it holds values: so they change with
+/// the memory alone. (A tile then holds leftovers behind the last row, of which the kernels store nothing.) Replaced memory
+/// takes its maps along when it is freed, which waits for the launches that read them. A ninth view takes the place of the
+/// first: its map is uploaded into the queue, behind all launches that read the one before, which whoever asked for that one
+/// has queued before letting go of the operand.
+#[derive(Debug)]
+pub(super) struct Operand<M> {
+    memory: Growing<M>,
+    /// Of which there are maps, by place.
+    views: Vec<View>,
+    /// Where the next map goes once there are [`MAPS`].
+    oldest: usize,
+}
+
+impl<M> Default for Operand<M> {
+    fn default() -> Self {
+        Self { memory: Growing::default(), views: Vec::new(), oldest: 0 }
+    }
+}
+
+impl<M> Operand<M> {
+    /// Has room for so many elements, which may be anything; where they begin.
+    pub(super) fn fit<D: Driver<Memory = M>>(&mut self, driver: &D, elements: usize) -> Result<Address, CudaError> {
+        let bytes = VALUES + elements * Dtype::Bf16.size();
+        if !self.memory.suffices(bytes) {
+            self.views.clear();
+            self.oldest = 0;
+        }
+        Ok(driver.address(self.memory.fit(driver, bytes)?) + VALUES as u64)
+    }
+
+    /// Where the elements begin. There is memory, or it means nothing.
+    pub(super) fn address<D: Driver<Memory = M>>(&mut self, driver: &D) -> Result<Address, CudaError> {
+        self.fit(driver, 0)
+    }
+
+    /// Where the map of a view lies.
+    pub(super) fn map<D: Driver<Memory = M>>(&mut self, driver: &D, view: View) -> Result<Address, CudaError> {
+        let values = self.fit(driver, 0)?;
+        let maps = values - VALUES as u64;
+        if let Some(place) = self.views.iter().position(|known| *known == view) {
+            return Ok(maps + (place * MAP_BYTES) as u64);
+        }
+        let elements = (self.memory.bytes() - VALUES) / Dtype::Bf16.size();
+        let map = view.map(driver, values, elements)?;
+        let place = if self.views.len() < MAPS { self.views.len() } else { self.oldest };
+        driver.upload(self.memory.fit(driver, 0)?, place * MAP_BYTES, &map)?;
+        if place == self.views.len() {
+            self.views.push(view);
+        } else {
+            self.views[place] = view;
+            self.oldest = (place + 1) % MAPS;
+        }
+        Ok(maps + (place * MAP_BYTES) as u64)
+    }
+
+    /// Writes from the beginning on.
+    pub(super) fn upload<D: Driver<Memory = M>>(&mut self, driver: &D, bytes: &[u8]) -> Result<(), CudaError> {
+        driver.upload(self.memory.fit(driver, 0)?, VALUES, bytes)
+    }
+
+    /// Waits, then copies from the beginning on.
+    pub(super) fn download<D: Driver<Memory = M>>(&mut self, driver: &D, bytes: &mut [u8]) -> Result<(), CudaError> {
+        driver.download(self.memory.fit(driver, 0)?, VALUES, bytes)
+    }
+}

@@ -1,0 +1,107 @@
+//! `sm90_grouped_linear_fp8.cu` and `sm90_quantize.cu`: products in FP8 e4m3.
+
+use super::{Address, Shape, Tokens, kernel};
+
+/// There is none for 256 tokens, which the driver then says.
+fn shape(tokens: Tokens, blocks: u32) -> Shape {
+    let (threads, shared) = match tokens {
+        Tokens::T16 => (256, 87_172),
+        Tokens::T64 => (256, 104_036),
+        Tokens::T128 | Tokens::T256 => (384, 203_876),
+    };
+    Shape::new([blocks, 1, 1], threads).with_bytes(shared)
+}
+
+kernel! {
+    /// `y = x · Wᵀ` where each group of rows has a matrix of its own; weights have a scale for each 128 x 128 of them,
+    /// activations one for each token and 128 elements.
+    GroupedLinearFp8(|it| match it.tokens {
+        Tokens::T16 => "sm90_grouped_linear_fp8_16",
+        Tokens::T64 => "sm90_grouped_linear_fp8_64",
+        Tokens::T128 => "sm90_grouped_linear_fp8_128",
+        Tokens::T256 => "sm90_grouped_linear_fp8_256",
+    }) {
+        /// Map of e4m3 `[P, inner]`, tiles of 16 rows
+        x: Address,
+        /// Map of f32 `[ceil(inner / 128), P]`, see [`maps::scales`](super::maps::scales)
+        x_scales: Address,
+        /// Addresses `[X]` of maps of e4m3 `[outputs, inner]`, tiles of 64 rows
+        weights: Address,
+        /// Addresses `[X]` of f32 `[ceil(outputs / 128), ceil(inner / 128)]`
+        scales: Address,
+        /// u32 `[X]`: group `g` has rows `begin[g]..end[g]`
+        begin: Address,
+        /// u32 `[X]`
+        end: Address,
+        /// f32 `[P, outputs]`
+        y: Address,
+        /// Groups `X`, at most [`GROUPS`](super::GROUPS).
+        groups: u32,
+        /// Inputs, a multiple of 16.
+        inner: u32,
+        /// Outputs.
+        outputs: u32,
+    } over {
+        /// Tokens of a tile.
+        tokens: Tokens,
+        /// Blocks, which take tiles in turn.
+        blocks: u32,
+    }
+    => |it| shape(it.tokens, it.blocks)
+}
+
+kernel! {
+    /// `y = round( silu(gate · x) ⊙ (up · x) )`, likewise.
+    GroupedGatedFp8(|it| match it.tokens {
+        Tokens::T16 => "sm90_grouped_gated_fp8_16",
+        Tokens::T64 => "sm90_grouped_gated_fp8_64",
+        Tokens::T128 => "sm90_grouped_gated_fp8_128",
+        Tokens::T256 => "sm90_grouped_gated_fp8_256",
+    }) {
+        /// Map of e4m3 `[P, inner]`, tiles of 16 rows
+        x: Address,
+        /// Map of f32 `[ceil(inner / 128), P]`, see [`maps::scales`](super::maps::scales)
+        x_scales: Address,
+        /// Addresses `[X]` of maps of gate and, behind it, up `[outputs, inner]`, see [`maps::pair`](super::maps::pair)
+        weights: Address,
+        /// Addresses `[X]` of f32 `[2, ceil(outputs / 128), ceil(inner / 128)]`: of gate, then of up
+        scales: Address,
+        /// u32 `[X]`: group `g` has rows `begin[g]..end[g]`
+        begin: Address,
+        /// u32 `[X]`
+        end: Address,
+        /// bf16 `[P, outputs]`
+        y: Address,
+        /// Groups `X`, at most [`GROUPS`](super::GROUPS).
+        groups: u32,
+        /// Inputs, a multiple of 16.
+        inner: u32,
+        /// Outputs, a multiple of 8.
+        outputs: u32,
+    } over {
+        /// Tokens of a tile.
+        tokens: Tokens,
+        /// Blocks, which take tiles in turn.
+        blocks: u32,
+    }
+    => |it| shape(it.tokens, it.blocks)
+}
+
+kernel! {
+    /// Activations to e4m3 with a scale for each token and 128 elements.
+    Quantize("sm90_quantize") {
+        /// bf16 `[P, inner]`
+        x: Address,
+        /// e4m3 `[P, inner]`
+        out: Address,
+        /// f32 `[ceil(inner / 128), pitch]`
+        scales: Address,
+        /// `P`
+        rows: u32,
+        /// Elements of a row, a multiple of 8.
+        inner: u32,
+        /// At least `P`.
+        pitch: u32,
+    }
+    => |it| Shape::new([(it.rows * it.inner.div_ceil(128)).div_ceil(8), 1, 1], 256)
+}

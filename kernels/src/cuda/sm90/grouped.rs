@@ -1,0 +1,164 @@
+//! `sm90_grouped_linear.cu` and `sm90_grouped_heads.cu`: products in bf16.
+
+use super::{Address, Shape, kernel};
+
+/// Most groups of a launch: `GROUPS` of `grouped_tiles.cuh`.
+pub const GROUPS: usize = 1024;
+
+/// Tokens of a tile; a kernel each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokens {
+    /// 16
+    T16,
+    /// 64
+    T64,
+    /// 128
+    T128,
+    /// 256
+    T256,
+}
+
+impl Tokens {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::T16, Self::T64, Self::T128, Self::T256];
+    /// What serves every number of rows where bits must not depend on it: see `cuda/sm90/README.md`.
+    pub const EXACT: Self = Self::T128;
+
+    /// How many.
+    pub fn count(self) -> usize {
+        match self {
+            Self::T16 => 16,
+            Self::T64 => 64,
+            Self::T128 => 128,
+            Self::T256 => 256,
+        }
+    }
+
+    /// Warpgroups that multiply, each with 64 rows of weights.
+    fn warpgroups(self) -> u32 {
+        match self {
+            Self::T16 | Self::T64 => 1,
+            Self::T128 | Self::T256 => 2,
+        }
+    }
+
+    /// Tiles of one group with so many rows and rows of weights: `[outputs]`, or `[2 · outputs]` of gate and up.
+    pub fn tiles(self, rows: usize, weight_rows: usize) -> usize {
+        rows.div_ceil(self.count()) * weight_rows.div_ceil(64 * self.warpgroups() as usize)
+    }
+
+    /// Blocks that a multiprocessor has room for.
+    pub fn blocks_each(self) -> usize {
+        match self {
+            Self::T16 | Self::T64 => 2,
+            Self::T128 | Self::T256 => 1,
+        }
+    }
+
+    fn shape(self, blocks: u32) -> Shape {
+        let shared = match self {
+            Self::T16 => 86_148,
+            Self::T64 => 102_500,
+            Self::T128 => 200_804,
+            Self::T256 => 200_772,
+        };
+        Shape::new([blocks, 1, 1], 128 * (1 + self.warpgroups())).with_bytes(shared)
+    }
+}
+
+kernel! {
+    /// `y = x · Wᵀ` where each group of rows has a matrix of its own.
+    GroupedLinear(|it| match it.tokens {
+        Tokens::T16 => "sm90_grouped_linear_16",
+        Tokens::T64 => "sm90_grouped_linear_64",
+        Tokens::T128 => "sm90_grouped_linear_128",
+        Tokens::T256 => "sm90_grouped_linear_256",
+    }) {
+        /// Map of bf16 `[P, inner]`, tiles of 16 rows
+        x: Address,
+        /// Addresses `[X]` of maps of bf16 `[outputs, inner]`, tiles of 64 rows
+        weights: Address,
+        /// u32 `[X]`: group `g` has rows `begin[g]..end[g]`; 0: each has the first `rows` rows
+        begin: Address,
+        /// u32 `[X]`, or 0 likewise
+        end: Address,
+        /// f32 `[P, outputs]`
+        y: Address,
+        /// Rows of a group where there is no `begin`.
+        rows: u32,
+        /// Groups `X`, at most [`GROUPS`].
+        groups: u32,
+        /// Inputs, a multiple of 8.
+        inner: u32,
+        /// Outputs.
+        outputs: u32,
+    } over {
+        /// Tokens of a tile.
+        tokens: Tokens,
+        /// Blocks, which take tiles in turn.
+        blocks: u32,
+    }
+    => |it| it.tokens.shape(it.blocks)
+}
+
+kernel! {
+    /// `y = round( silu(gate · x) ⊙ (up · x) )` where each group of rows has matrices of its own.
+    GroupedGated(|it| match it.tokens {
+        Tokens::T16 => "sm90_grouped_gated_16",
+        Tokens::T64 => "sm90_grouped_gated_64",
+        Tokens::T128 => "sm90_grouped_gated_128",
+        Tokens::T256 => "sm90_grouped_gated_256",
+    }) {
+        /// Map of bf16 `[P, inner]`, tiles of 16 rows
+        x: Address,
+        /// Addresses `[X]` of maps of gate and up `[outputs, inner]`, see [`maps::pair`](super::maps::pair); one added where
+        /// up comes first
+        weights: Address,
+        /// As of [`GroupedLinear`].
+        begin: Address,
+        /// As of [`GroupedLinear`].
+        end: Address,
+        /// bf16 `[P, outputs]`
+        y: Address,
+        /// As of [`GroupedLinear`].
+        rows: u32,
+        /// Groups `X`, at most [`GROUPS`].
+        groups: u32,
+        /// Inputs, a multiple of 8.
+        inner: u32,
+        /// Outputs, a multiple of 8.
+        outputs: u32,
+    } over {
+        /// Tokens of a tile.
+        tokens: Tokens,
+        /// Blocks, which take tiles in turn.
+        blocks: u32,
+    }
+    => |it| it.tokens.shape(it.blocks)
+}
+
+kernel! {
+    /// `y[t, h] = round( W[h] · x[t, h] )` with a matrix a head.
+    GroupedHeads("sm90_grouped_heads_128") {
+        /// Map of bf16 `[T, n, inner]`, see [`maps::heads`](super::maps::heads)
+        x: Address,
+        /// Addresses `[n]` of maps of bf16 `[outputs, inner]`, tiles of 64 rows
+        weights: Address,
+        /// bf16 `[T, n, width]`, of which the first `outputs` are written
+        y: Address,
+        /// `T`
+        rows: u32,
+        /// `n`, at most [`GROUPS`]
+        heads: u32,
+        /// Inputs, a multiple of 8.
+        inner: u32,
+        /// Outputs.
+        outputs: u32,
+        /// Elements from one head of `y` to the next.
+        width: u32,
+    } over {
+        /// Blocks, which take tiles in turn.
+        blocks: u32,
+    }
+    => |it| Tokens::T128.shape(it.blocks)
+}
