@@ -86,6 +86,7 @@ struct Failing {
 
 impl Driver for Failing {
     type Memory = ShimMemory;
+    type Mark = <Shim as Driver>::Mark;
 
     fn name(&self) -> String {
         "Failing GPU (1)".to_owned()
@@ -124,6 +125,14 @@ impl Driver for Failing {
         let failed = |_| CudaError::Launch { kernel: launch.kernel.to_owned(), detail: "a bit has flipped".to_owned() };
         left.map_err(failed)?;
         self.shim.launch(launch)
+    }
+
+    fn mark(&self) -> Result<Self::Mark, CudaError> {
+        self.shim.mark()
+    }
+
+    fn seconds(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64, CudaError> {
+        self.shim.seconds(from, to)
     }
 }
 
