@@ -10,6 +10,7 @@ mod experts;
 #[cfg(feature = "cuda")]
 mod gpu;
 pub mod plain;
+mod rates;
 #[cfg(feature = "cuda-shim")]
 mod shim;
 mod tensor_map;
@@ -22,6 +23,7 @@ pub use device::Cuda;
 pub use driver::{Arg, CudaError, Driver, Launch};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
+pub use rates::CudaRates;
 #[cfg(feature = "cuda-shim")]
 pub use shim::{Shim, ShimMemory};
 pub use tensor_map::{Element, EncodedMap, MOST_DIMENSIONS, TensorMap};
