@@ -2,7 +2,12 @@
 //! products by cuBLASLt, where its library is there.
 #![allow(unsafe_code, reason = "memory that is not written yet, and calls of a library in C")]
 
-use std::{cell::OnceCell, sync::Arc, time::Instant};
+use std::{
+    cell::OnceCell,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    time::Instant,
+};
 
 use conclave_kernels::cuda::Gpu;
 use cudarc::{
@@ -70,9 +75,11 @@ impl From<CublasError> for Stop {
 
 /// Lends it to the measuring; says where there is none.
 pub(crate) fn attach(runner: &mut Runner<Gpu>) {
-    match Library::new(runner.sizes.runs, runner.sizes.warm_up) {
-        Ok(library) => runner.yardstick = Some(Box::new(library)),
-        Err(stop) => eprintln!("nothing to compare with: {stop:?}"),
+    // What the library lacks ends in a panic.
+    match panic::catch_unwind(AssertUnwindSafe(|| Library::new(runner.sizes.runs, runner.sizes.warm_up))) {
+        Ok(Ok(library)) => runner.yardstick = Some(Box::new(library)),
+        Ok(Err(stop)) => eprintln!("nothing to compare with: {stop:?}"),
+        Err(_) => eprintln!("nothing to compare with"),
     }
 }
 

@@ -29,7 +29,7 @@ use clap::{Parser, ValueEnum};
 use conclave_kernels::cuda::{Driver, Shim};
 use serde::Serialize;
 
-use runner::{Runner, Stop};
+use runner::{Options, Runner, Stop};
 use sizes::Sizes;
 
 /// Measure a GPU and the kernels on it.
@@ -44,6 +44,9 @@ struct Args {
     /// Write everything that was found there, anew after each line.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Take this for the peak of products, in TFLOP/s, instead of measuring it.
+    #[arg(long, value_name = "TFLOPS")]
+    peak: Option<f64>,
     /// Everything in small, on the processor.
     #[arg(long)]
     shim: bool,
@@ -93,25 +96,25 @@ fn main() -> ExitCode {
 /// On the device that was asked for; how many cases failed.
 fn measure_on(args: &Args) -> Result<usize, Stop> {
     let budget = Duration::from_secs(args.seconds);
-    if args.shim {
-        let runner = Runner::new(Shim::new(1), Sizes::small(), budget, args.json.clone())?;
-        return Ok(measure(runner, &args.only));
+    let options = Options { budget, json: args.json.clone(), peak: args.peak.map(|peak| peak * 1e12) };
+    match args.shim {
+        true => Ok(measure(Runner::new(Shim::new(1), Sizes::small(), options)?, &args.only)),
+        false => on_gpu(args, options),
     }
-    on_gpu(args, budget)
 }
 
 #[cfg(feature = "cuda")]
-fn on_gpu(args: &Args, budget: Duration) -> Result<usize, Stop> {
+fn on_gpu(args: &Args, options: Options) -> Result<usize, Stop> {
     use conclave_kernels::cuda::{Gpu, GpuOptions};
 
     let gpu = Gpu::new(&GpuOptions::default())?;
-    let mut runner = Runner::new(gpu, Sizes::full(), budget, args.json.clone())?;
+    let mut runner = Runner::new(gpu, Sizes::full(), options)?;
     library::attach(&mut runner);
     Ok(measure(runner, &args.only))
 }
 
 #[cfg(not(feature = "cuda"))]
-fn on_gpu(_args: &Args, _budget: Duration) -> Result<usize, Stop> {
+fn on_gpu(_args: &Args, _options: Options) -> Result<usize, Stop> {
     Err(Stop::Skip("built without the feature cuda: only --shim is there".to_owned()))
 }
 
@@ -144,7 +147,7 @@ mod tests {
     #[test]
     fn everything_is_measured() {
         let json = std::env::temp_dir().join(format!("conclave-gpu-{}.json", std::process::id()));
-        let args = Args { only: Vec::new(), seconds: 3600, json: Some(json.clone()), shim: true };
+        let args = Args { only: Vec::new(), seconds: 3600, json: Some(json.clone()), peak: None, shim: true };
         assert_eq!(measure_on(&args).map_err(|stop| format!("{stop:?}")), Ok(0));
         let text = std::fs::read_to_string(&json).unwrap();
         std::fs::remove_file(&json).unwrap();
@@ -164,7 +167,8 @@ mod tests {
 
     #[test]
     fn what_there_is_no_time_for_is_skipped() {
-        let runner = Runner::new(Shim::new(1), Sizes::small(), Duration::ZERO, None).map_err(|_| "a runner").unwrap();
+        let options = Options { peak: Some(1e12), ..Options::default() };
+        let runner = Runner::new(Shim::new(1), Sizes::small(), options).map_err(|_| "a runner").unwrap();
         assert_eq!(measure(runner, &[Part::Trunk]), 0);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     cell::OnceCell,
+    panic::{self, AssertUnwindSafe},
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -72,6 +73,17 @@ pub(crate) struct Found {
     pub(crate) error: Option<Error>,
 }
 
+/// What a runner is told.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Options {
+    /// Longest time.
+    pub(crate) budget: Duration,
+    /// Where all that was found is written.
+    pub(crate) json: Option<PathBuf>,
+    /// Operations a second that products are measured against, instead of what the device gives.
+    pub(crate) peak: Option<f64>,
+}
+
 /// A device, what it gives at most, and what was found so far.
 pub(crate) struct Runner<D: Driver> {
     rates: CudaRates<D>,
@@ -95,12 +107,15 @@ pub(crate) struct Out<M> {
 }
 
 impl<D: Driver> Runner<D> {
-    pub(crate) fn new(driver: D, sizes: Sizes, budget: Duration, json: Option<PathBuf>) -> Result<Self, Stop> {
-        let rates = CudaRates::new(driver, sizes.read, sizes.rounds)?;
+    /// Measures the rates of the device; with a `peak` of operations a second, products are not among them.
+    pub(crate) fn new(driver: D, sizes: Sizes, options: Options) -> Result<Self, Stop> {
+        let Options { budget, json, peak } = options;
+        let rates = CudaRates::new(driver, sizes.read, if peak.is_some() { 0 } else { sizes.rounds })?;
         let mut report = Report::of(rates.about());
         for _ in 0..3 {
             report.read = report.read.max(rates.read_rate()?);
-            report.flops = report.flops.max(2.0 * rates.multiply_add_rate()?);
+            let flops = peak.map_or_else(|| rates.multiply_add_rate().map(|rate| 2.0 * rate), Ok);
+            report.flops = report.flops.max(flops?);
         }
         Ok(Self {
             rates,
@@ -149,7 +164,9 @@ impl<D: Driver> Runner<D> {
         if Instant::now() >= self.deadline {
             return Err(Stop::Skip("the time is over".to_owned()));
         }
-        work(self)
+        // A library may lack what is called of it, which ends in a panic.
+        let ended = panic::catch_unwind(AssertUnwindSafe(|| work(self)));
+        ended.unwrap_or_else(|_| Err(Stop::Failed("a panic, see above".to_owned())))
     }
 
     /// Seconds of each of several runs by the device's clock, after some that do not count. Before each of them more is read

@@ -30,7 +30,7 @@ impl<D: Driver> CudaRates<D> {
     /// Rounds of products or multiply-adds: some milliseconds on an H200.
     pub const ROUNDS: u32 = 10_000;
 
-    /// Takes `bytes` of memory, and looks for products on tensor cores.
+    /// Takes `bytes` of memory, and looks for products on tensor cores; with 0 rounds, nothing is multiplied.
     ///
     /// # Errors
     /// When the device has no room or no code.
@@ -39,9 +39,11 @@ impl<D: Driver> CudaRates<D> {
         driver.zero(&memory, 0..bytes)?;
         let out = driver.allocate(threads * size_of::<f32>())?;
         let mut rates = Self { driver, memory, bytes, rounds, out, products: true };
-        match rates.multiply(1) {
-            Err(CudaError::NoKernel { .. }) => rates.products = false,
-            other => drop(other?),
+        if rounds > 0 {
+            match rates.multiply(1) {
+                Err(CudaError::NoKernel { .. }) => rates.products = false,
+                other => drop(other?),
+            }
         }
         Ok(rates)
     }
