@@ -29,7 +29,7 @@ unit: ## unit tests only
 
 kernels: ## tests of the CUDA kernels, on the processor and with the CUDA compiler (REQUIRE_NVCC=1: fail without it)
 	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test --release --locked -p conclave-kernels --features cuda-shim \
-		--test cuda --test cubins --test devices --test sm90 --test cuda_sass
+		--test cuda --test cubins --test devices --test sm90 --test cuda_sass --example gpu
 	$(CARGO) test --release --locked -p conclave-tests --features cuda-shim --test golden -- cuda tiled
 
 gpu: ## what a GPU machine without Rust needs to check and measure the CUDA device, into target/gpu (run target/gpu/gpu.sh run there)
@@ -50,7 +50,8 @@ check: ## formatting, lints, licences, documentation
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --release --locked --workspace --all-targets --features conclave-kernels/cuda-shim -- -D warnings
 	@home="$(CUDA_COMPILER)"; if [ -z "$$home" ]; then echo "SKIP lints of feature cuda: no CUDA compiler"; else \
-		CUDA_HOME="$$home" $(CARGO) clippy --release --locked -p conclave-kernels --features cuda -- -D warnings; fi
+		CUDA_HOME="$$home" $(CARGO) clippy --release --locked -p conclave-kernels --features cuda,cuda-shim --lib --examples \
+		-- -D warnings; fi
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --locked --workspace --no-deps
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
 	$(CARGO) deny check licenses bans sources

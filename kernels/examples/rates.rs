@@ -4,8 +4,8 @@
 
 use std::time::Instant;
 
-use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool};
-use conclave_kernels::{RotaryTable, StepRows, Weight, activation, rates};
+use conclave_kernels::{Cpu, CpuRates, Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool};
+use conclave_kernels::{RateProbe, RotaryTable, StepRows, Weight, activation};
 
 /// Sizes of V2-Lite.
 const HIDDEN: usize = 2048;
@@ -23,12 +23,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let cpu = Cpu::new(pool.clone(), isa)?;
     println!("{} on {threads} threads; medians of {ROUNDS}", cpu.numerics());
 
-    let probe = rates::ReadProbe::new(512 << 20)?;
-    let read = median(|| probe.rate(&pool)) / 1e9;
+    let rates = CpuRates::new(pool.clone(), cpu.isa(), CpuRates::BYTES)?;
+    let read = median(|| rates.read_rate().expect("the processor does not fail")) / 1e9;
     println!("plain reads              {read:7.1} GB/s");
-    drop(probe);
-    let rate = || rates::multiply_add_rate(&pool, cpu.isa()).expect("the instruction set in use");
-    println!("multiply-adds            {:7.1} GFLOP/s", 2.0 * median(rate) / 1e9);
+    let rate = median(|| rates.multiply_add_rate().expect("the processor does not fail"));
+    println!("multiply-adds            {:7.1} GFLOP/s", 2.0 * rate / 1e9);
+    drop(rates);
     linear(&cpu, read)?;
     experts(&cpu, read, count)?;
     attention(&cpu, read)?;

@@ -64,6 +64,16 @@ fn expected() -> Vec<Expected> {
         shared: 229_760,
         registers: 168,
     };
+    let rate = Expected {
+        kernel: "sm90_rate_products".to_owned(),
+        product: "HGMMA.64x256x16.F32.BF16".to_owned(),
+        products: 4,
+        loads: &[],
+        threads: 256,
+        blocks: 1,
+        shared: 49_152,
+        registers: 232,
+    };
     let grouped =
         bf16.into_iter().flat_map(|row| grouped(false, row)).chain(fp8.into_iter().flat_map(|row| grouped(true, row)));
     let heads = Expected {
@@ -76,7 +86,8 @@ fn expected() -> Vec<Expected> {
         shared: 200_804,
         registers: 128,
     };
-    grouped.chain([heads, attention("HGMMA.64x64x16.F32.BF16", 36), attention("HGMMA.64x256x16.F32.BF16", 8)]).collect()
+    let attention = [attention("HGMMA.64x64x16.F32.BF16", 36), attention("HGMMA.64x256x16.F32.BF16", 8)];
+    grouped.chain([heads]).chain(attention).chain([rate]).collect()
 }
 
 /// The folder of the compiler, if there is one.
@@ -131,7 +142,14 @@ impl Code {
 /// Compiles all kernels as `build/nvcc.rs` does; spills are errors.
 fn compile(tools: &Path) -> Code {
     let mut code = Code::default();
-    for name in ["sm90_grouped_linear", "sm90_grouped_heads", "sm90_grouped_linear_fp8", "sm90_mla_splits"] {
+    let names = [
+        "sm90_grouped_linear",
+        "sm90_grouped_heads",
+        "sm90_grouped_linear_fp8",
+        "sm90_mla_splits",
+        "sm90_products_rate",
+    ];
+    for name in names {
         let source = format!("{}/cuda/sm90/{name}.cu", env!("CARGO_MANIFEST_DIR"));
         let cubin = format!("{}/{name}.cubin", env!("CARGO_TARGET_TMPDIR"));
         let target = "-gencode=arch=compute_90a,code=sm_90a";

@@ -10,7 +10,7 @@ mod isa;
 mod kernels;
 mod mla;
 mod products;
-pub mod rates;
+mod rates;
 mod split;
 
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use inputs::{Inputs, Packed};
 pub use isa::Isa;
 use kernels::Kernels;
 use products::Product;
+pub use rates::CpuRates;
 
 use crate::{
     Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool, RotaryTable, StepRows, Weight,

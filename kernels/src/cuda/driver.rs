@@ -8,6 +8,8 @@ use super::{EncodedMap, TensorMap};
 pub trait Driver: Send + Sync + 'static {
     /// Memory of the device, freed on drop after all that was queued before.
     type Memory: Send + Sync + 'static;
+    /// A place in the queue.
+    type Mark: Send + Sync + 'static;
 
     /// The chip, for the numerics id.
     fn name(&self) -> String;
@@ -54,6 +56,16 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// When there is no such kernel, or it cannot be launched so.
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError>;
+    /// Marks the place in the queue behind all that was queued before.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn mark(&self) -> Result<Self::Mark, CudaError>;
+    /// Seconds of the device's own clock from when it came to one mark to when it came to a later one. Waits for both.
+    ///
+    /// # Errors
+    /// When the device fails, or a launch before failed.
+    fn seconds(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64, CudaError>;
 }
 
 /// A kernel to run, on how many threads.

@@ -9,8 +9,8 @@ use std::{
 };
 
 use cudarc::driver::{
-    CudaContext, CudaStream, DriverError, result,
-    sys::{self, CUdevice_attribute, CUfunction, CUfunction_attribute, CUmodule},
+    CudaContext, CudaEvent, CudaStream, DriverError, result,
+    sys::{self, CUdevice_attribute, CUevent_flags, CUfunction, CUfunction_attribute, CUmodule},
 };
 
 use super::{
@@ -254,6 +254,7 @@ impl Drop for Gpu {
 
 impl Driver for Gpu {
     type Memory = GpuMemory;
+    type Mark = CudaEvent;
 
     fn name(&self) -> String {
         self.name.clone()
@@ -326,6 +327,17 @@ impl Driver for Gpu {
         // SAFETY: the driver copies the arguments before it returns; addresses among them are the caller's to keep right.
         unsafe { result::launch_kernel(function, (x, y, z), (tx, ty, tz), launch.shared, stream, &mut arguments) }
             .map_err(|error| failed(launch.kernel, &error))
+    }
+
+    fn mark(&self) -> Result<CudaEvent, CudaError> {
+        let timed = Some(CUevent_flags::CU_EVENT_DEFAULT);
+        self.device.stream.record_event(timed).map_err(|error| device("mark a place in the GPU's queue", &error))
+    }
+
+    fn seconds(&self, from: &CudaEvent, to: &CudaEvent) -> Result<f64, CudaError> {
+        let milliseconds =
+            from.elapsed_ms(to).map_err(|error| device("wait for a place in the GPU's queue", &error))?;
+        Ok(f64::from(milliseconds) / 1e3)
     }
 }
 

@@ -15,6 +15,7 @@ mod operand;
 mod pinned;
 pub mod plain;
 mod products;
+mod rates;
 #[cfg(any(feature = "cuda", test))]
 mod ring;
 #[cfg(feature = "cuda-shim")]
@@ -30,6 +31,7 @@ pub use device::Cuda;
 pub use driver::{Arg, CudaError, Driver, Launch};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
+pub use rates::CudaRates;
 #[cfg(feature = "cuda-shim")]
 pub use shim::{Shim, ShimMemory};
 pub use tensor_map::{Element, EncodedMap, MOST_DIMENSIONS, TensorMap};

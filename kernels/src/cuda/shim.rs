@@ -5,6 +5,7 @@ use std::{
     ops::Range,
     ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
 };
 
 use super::{CudaError, Driver, EncodedMap, Launch, TensorMap, sm90};
@@ -63,6 +64,7 @@ impl Drop for ShimMemory {
 
 impl Driver for Shim {
     type Memory = ShimMemory;
+    type Mark = Instant;
 
     fn name(&self) -> String {
         "shim".to_owned()
@@ -137,6 +139,14 @@ impl Driver for Shim {
         let status = unsafe { conclave_shim_launch(&host, message.as_mut_ptr().cast(), message.len()) };
         let detail = CStr::from_bytes_until_nul(&message).map_or("", |text| text.to_str().unwrap_or(""));
         if status == 0 { Ok(()) } else { Err(failed(detail)) }
+    }
+
+    fn mark(&self) -> Result<Instant, CudaError> {
+        Ok(Instant::now())
+    }
+
+    fn seconds(&self, from: &Instant, to: &Instant) -> Result<f64, CudaError> {
+        Ok(to.duration_since(*from).as_secs_f64())
     }
 }
 

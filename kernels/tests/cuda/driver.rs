@@ -20,6 +20,13 @@ pub(crate) enum Memory {
     Gpu(GpuMemory),
 }
 
+/// A mark of it.
+pub(crate) enum Mark {
+    Shim(<Shim as Driver>::Mark),
+    #[cfg(feature = "cuda")]
+    Gpu(<Gpu as Driver>::Mark),
+}
+
 /// Calls the same method of whichever driver there is, with its own memory.
 macro_rules! each {
     ($any:expr, $driver:ident => $call:expr) => {
@@ -42,6 +49,7 @@ macro_rules! each {
 
 impl Driver for Any {
     type Memory = Memory;
+    type Mark = Mark;
 
     fn name(&self) -> String {
         each!(self, driver => driver.name())
@@ -85,6 +93,24 @@ impl Driver for Any {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
         each!(self, driver => driver.launch(launch))
+    }
+
+    fn mark(&self) -> Result<Mark, CudaError> {
+        match self {
+            Self::Shim(shim) => shim.mark().map(Mark::Shim),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(gpu) => gpu.mark().map(Mark::Gpu),
+        }
+    }
+
+    fn seconds(&self, from: &Mark, to: &Mark) -> Result<f64, CudaError> {
+        match (self, from, to) {
+            (Self::Shim(shim), Mark::Shim(from), Mark::Shim(to)) => shim.seconds(from, to),
+            #[cfg(feature = "cuda")]
+            (Self::Gpu(gpu), Mark::Gpu(from), Mark::Gpu(to)) => gpu.seconds(from, to),
+            #[cfg(feature = "cuda")]
+            _ => panic!("marks of another driver"),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ mod grouped_linear;
 mod heads;
 mod linear;
 mod numbers;
+mod rates;
 mod rows;
 mod sample;
 mod shim;

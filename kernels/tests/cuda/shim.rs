@@ -122,3 +122,17 @@ fn launches_that_do_not_fit_are_refused() {
     let threads = error("exchanges", 1025, &[Arg::U64(0)]);
     assert_eq!(threads, "kernel exchanges: found a block of 1025 threads, expected 1 to 1024");
 }
+
+#[test]
+fn marks_tell_how_long_what_lies_between_them_took() {
+    let rig = Rig::shim(3);
+    let (x, out) = (rig.upload(&[1.0f32; 256]), rig.poisoned::<f32>(256));
+    let reverse = [Arg::Address(rig.at(&x)), Arg::Address(rig.at(&out)), Arg::U32(1)];
+    let [first, second] = [(); 2].map(|()| rig.driver.mark().unwrap());
+    for _ in 0..20 {
+        launch(&rig.driver, "planted_missing_barrier", 256, &reverse).unwrap();
+    }
+    let third = rig.driver.mark().unwrap();
+    let (nothing, work) = (rig.driver.seconds(&first, &second).unwrap(), rig.driver.seconds(&second, &third).unwrap());
+    assert!(nothing >= 0.0 && work > nothing, "{work} s for 20 launches, {nothing} s for none");
+}

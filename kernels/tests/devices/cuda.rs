@@ -139,6 +139,7 @@ impl Watched {
 
 impl Driver for &'static Watched {
     type Memory = ShimMemory;
+    type Mark = <Shim as Driver>::Mark;
 
     fn name(&self) -> String {
         "Watched GPU (1)".to_owned()
@@ -182,6 +183,14 @@ impl Driver for &'static Watched {
         left.map_err(failed)?;
         self.launched.lock().unwrap().insert(launch.kernel.to_owned());
         self.shim.launch(launch)
+    }
+
+    fn mark(&self) -> Result<Self::Mark, CudaError> {
+        self.shim.mark()
+    }
+
+    fn seconds(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64, CudaError> {
+        self.shim.seconds(from, to)
     }
 }
 

@@ -13,6 +13,7 @@ mod maps;
 #[path = "../cuda/numbers.rs"]
 #[allow(dead_code, reason = "shared with the tests of the plain kernels")]
 mod numbers;
+mod rates;
 #[path = "../cuda/support.rs"]
 #[allow(dead_code, reason = "shared with the tests of the plain kernels")]
 mod support;

@@ -7,8 +7,12 @@ use anyhow::Context;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 #[cfg(feature = "cuda")]
-use conclave_kernels::cuda::{Cuda, Gpu, GpuOptions};
-use conclave_kernels::{Cpu, Isa, Pool, Reference};
+use conclave_kernels::cuda::{Cuda, CudaRates, Gpu, GpuOptions};
+use conclave_kernels::{Cpu, CpuRates, Isa, Pool, RateProbe, Reference};
+
+#[cfg(not(feature = "cuda"))]
+const WITHOUT_CUDA: &str =
+    "--device cuda: this binary was built without the feature cuda (build it with --features cuda)";
 
 /// Kinds of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -77,6 +81,19 @@ impl DeviceArgs {
         })
     }
 
+    /// What measures the most that the device's hardware can do. The reference device has the loops of any processor.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or when there is no memory.
+    pub fn rates(&self) -> Result<Box<dyn RateProbe>> {
+        let isa = match self.device {
+            DeviceKind::Reference => Isa::Portable,
+            DeviceKind::Cpu => self.isa.unwrap_or(Isa::available()[0]),
+            DeviceKind::Cuda => return self.cuda_rates(),
+        };
+        Ok(Box::new(CpuRates::new(Pool::new(self.count()?)?, isa, CpuRates::BYTES)?))
+    }
+
     /// How many threads compute.
     ///
     /// # Errors
@@ -90,17 +107,31 @@ impl DeviceArgs {
         Ok(threads)
     }
 
-    /// The first GPU that this process sees.
+    /// The first GPU that this process sees, with a queue of its own.
+    #[cfg(feature = "cuda")]
+    fn gpu(&self) -> Result<Gpu> {
+        Gpu::new(&GpuOptions { ordinal: 0, kernel_dir: self.kernel_dir.clone() }).context("--device cuda")
+    }
+
     #[cfg(feature = "cuda")]
     fn cuda(&self) -> Result<AnyDevice> {
-        let options = GpuOptions { ordinal: 0, kernel_dir: self.kernel_dir.clone() };
-        let gpu = Gpu::new(&options).context("--device cuda")?;
-        Ok(AnyDevice::Cuda(Arc::new(Cuda::new(gpu))))
+        Ok(AnyDevice::Cuda(Arc::new(Cuda::new(self.gpu()?))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_rates(&self) -> Result<Box<dyn RateProbe>> {
+        let (bytes, rounds) = (CudaRates::<Gpu>::BYTES, CudaRates::<Gpu>::ROUNDS);
+        Ok(Box::new(CudaRates::new(self.gpu()?, bytes, rounds).context("--device cuda")?))
     }
 
     #[cfg(not(feature = "cuda"))]
     fn cuda(&self) -> Result<AnyDevice> {
-        bail!("--device cuda: this binary was built without the feature cuda (build it with --features cuda)")
+        bail!(WITHOUT_CUDA)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda_rates(&self) -> Result<Box<dyn RateProbe>> {
+        bail!(WITHOUT_CUDA)
     }
 }
 
@@ -113,6 +144,8 @@ mod tests {
         let args = DeviceArgs { device: DeviceKind::Cuda, threads: Some(1), isa: None, kernel_dir: None };
         // Where it lacks nothing, there is a GPU.
         if let Err(error) = args.open() {
+            assert!(format!("{error:#}").starts_with("--device cuda: "), "{error:#}");
+            let error = args.rates().map(|_| "rates").unwrap_err();
             assert!(format!("{error:#}").starts_with("--device cuda: "), "{error:#}");
         }
     }

@@ -6,10 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use conclave_kernels::{
-    Isa, Pool,
-    rates::{ReadProbe, multiply_add_rate},
-};
+use conclave_kernels::RateProbe;
 use serde::Serialize;
 
 use super::limits::Rates;
@@ -17,8 +14,6 @@ use crate::process::blocking;
 
 /// Passes over memory, and bursts of multiply-adds, the best of which counts.
 const PASSES: usize = 3;
-/// Bytes of a pass: several times the largest caches.
-const READ_BYTES: u64 = 512 << 20;
 
 /// What the machine is.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -57,13 +52,11 @@ pub fn load() -> Option<f64> {
     fs::read_to_string("/proc/loadavg").ok()?.split_whitespace().next()?.parse().ok()
 }
 
-/// What the machine can do at most with `threads` threads.
+/// What the machine's processor, or its GPU, can do at most.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Limits {
-    /// Threads.
-    pub threads: usize,
-    /// Instruction set.
-    pub isa: String,
+    /// What of the machine.
+    pub of: String,
     /// From the beginning of the run to its end.
     pub samples: Vec<Rates>,
 }
@@ -81,28 +74,25 @@ impl Limits {
 pub struct Probe(Arc<Probing>);
 
 struct Probing {
-    pool: Arc<Pool>,
-    isa: Isa,
-    memory: ReadProbe,
+    device: Box<dyn RateProbe>,
     limits: Mutex<Limits>,
 }
 
 impl Probe {
-    /// Takes memory to be read. Blocks.
+    /// Measures with a probe of the device that computes. Blocks.
     ///
     /// # Errors
-    /// When there is no memory.
-    pub fn new(threads: usize, isa: Isa) -> Result<Self> {
-        let limits = Mutex::new(Limits { threads, isa: isa.to_string(), samples: Vec::new() });
-        let probing = Probing { pool: Pool::new(threads)?, isa, memory: ReadProbe::new(READ_BYTES as usize)?, limits };
-        probing.memory.rate(&probing.pool);
-        Ok(Self(Arc::new(probing)))
+    /// When the device fails.
+    pub fn new(device: Box<dyn RateProbe>) -> Result<Self> {
+        let limits = Mutex::new(Limits { of: device.about(), samples: Vec::new() });
+        device.read_rate()?;
+        Ok(Self(Arc::new(Probing { device, limits })))
     }
 
     /// What the machine gives now.
     ///
     /// # Errors
-    /// When the machine lacks the instruction set.
+    /// When the device fails.
     pub async fn rates(&self) -> Result<Rates> {
         let probing = self.0.clone();
         blocking("measure the limits of this machine", move || probing.rates()).await
@@ -113,9 +103,9 @@ impl Probe {
         self.0.lock().clone()
     }
 
-    /// Of the memory that it reads.
+    /// Of this process's memory that it holds.
     pub fn bytes(&self) -> u64 {
-        READ_BYTES
+        self.0.device.host_bytes()
     }
 }
 
@@ -127,8 +117,8 @@ impl Probing {
     fn rates(&self) -> Result<Rates> {
         let mut rates = Rates { read: f64::MIN_POSITIVE, flops: f64::MIN_POSITIVE };
         for _ in 0..PASSES {
-            rates.read = rates.read.max(self.memory.rate(&self.pool));
-            rates.flops = rates.flops.max(2.0 * multiply_add_rate(&self.pool, self.isa)?);
+            rates.read = rates.read.max(self.device.read_rate()?);
+            rates.flops = rates.flops.max(2.0 * self.device.multiply_add_rate()?);
         }
         self.lock().samples.push(rates);
         Ok(rates)
@@ -163,7 +153,39 @@ fn kibibytes(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use conclave_kernels::KernelError;
+
     use super::*;
+
+    /// A device with rates of its own, in ones.
+    struct Fixed;
+
+    impl RateProbe for Fixed {
+        fn about(&self) -> String {
+            "a device".to_owned()
+        }
+
+        fn read_rate(&self) -> Result<f64, KernelError> {
+            Ok(3.0)
+        }
+
+        fn multiply_add_rate(&self) -> Result<f64, KernelError> {
+            Ok(5.0)
+        }
+
+        fn host_bytes(&self) -> u64 {
+            7
+        }
+    }
+
+    #[tokio::test]
+    async fn limits_are_those_of_the_device() {
+        let probe = Probe::new(Box::new(Fixed)).unwrap();
+        let rates = Rates { read: 3.0, flops: 10.0 };
+        assert_eq!(probe.rates().await.unwrap(), rates);
+        assert_eq!(probe.limits(), Limits { of: "a device".to_owned(), samples: vec![rates] });
+        assert_eq!(probe.bytes(), 7);
+    }
 
     #[test]
     fn this_process_has_a_peak() {

@@ -51,12 +51,12 @@ greedy and goes on past any end of sequence.
   ready        from opening the checkpoint to serving
   peak memory  resident, of all processes together
 
-Beside each figure stands the best that this machine allows: its read bandwidth and its peak of multiply-adds are
-measured before and after each repetition, since others may share the machine, and 'of limit' is the median over the
-repetitions; for the other figures the best of the whole run counts. A step has to read each weight matrix that it needs once
-(routed experts: as many as are expected to be chosen) and the latents that are attended to, and to do the
-operations of matrices and attention; whichever takes longer is the limit. What stays in a large cache can be
-faster than that.";
+Beside each figure stands the best that this machine allows: the read bandwidth and the peak of multiply-adds of the
+device that computes (the processor, or a GPU) are measured before and after each repetition, since others may share
+the machine, and 'of limit' is the median over the repetitions; for the other figures the best of the whole run counts.
+A step has to read each weight matrix that it needs once (routed experts: as many as are expected to be chosen) and the
+latents that are attended to, and to do the operations of matrices and attention; whichever takes longer is the limit.
+What stays in a large cache can be faster than that.";
 
 /// Measure how fast a model is served: in this process, or by a running server or cluster.
 #[derive(Debug, Args)]

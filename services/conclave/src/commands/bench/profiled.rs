@@ -1,7 +1,7 @@
 //! A device that notes how long each of its operations takes, around any other device.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
 
@@ -15,10 +15,12 @@ use super::{
 };
 
 /// A device whose operations are noted by a [`Recorder`]: the bytes of weights, latents and embedding rows that each has
-/// to read, the operations of its matrices, and its time.
-pub struct Profiled<D> {
+/// to read, the operations of its matrices, and its time, until it is done: a device may only queue it.
+pub struct Profiled<D: Device> {
     device: Arc<D>,
     recorder: Arc<Recorder>,
+    /// Read to wait for what is queued.
+    last: Mutex<D::Buffer>,
     /// Bytes of a position in one layer of the cache.
     position_bytes: AtomicUsize,
 }
@@ -26,7 +28,25 @@ pub struct Profiled<D> {
 impl<D: Device> Profiled<D> {
     /// Around a device.
     pub fn new(device: Arc<D>, recorder: Arc<Recorder>) -> Self {
-        Self { device, recorder, position_bytes: AtomicUsize::new(0) }
+        let last = Mutex::new(device.load_vector(vec![0.0]).unwrap_or_default());
+        Self { device, recorder, last, position_bytes: AtomicUsize::new(0) }
+    }
+
+    /// Runs an operation; while notes are taken, until the device has done it.
+    fn time<R>(&self, note: impl FnOnce(&R) -> (Operation, Work), run: impl FnOnce() -> R) -> R {
+        self.recorder.time(note, || {
+            let result = run();
+            if self.recorder.is_on() {
+                self.wait();
+            }
+            result
+        })
+    }
+
+    /// Waits for all that was queued. A device that has failed tells who reads results.
+    fn wait(&self) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.device.read(&mut last, &mut Vec::new());
     }
 
     /// `rows` rows through matrices; the first one's shape names the operation.
@@ -230,27 +250,27 @@ impl<D: Device> Device for Profiled<D> {
             self.device.embed(table, &batch.batch, out);
             (self.device.length(out) * self.activation().size()) as f64
         };
-        self.recorder.time(|bytes| (Operation::plain("embed"), Work { bytes: *bytes, flops: 0.0 }), embed);
+        self.time(|bytes| (Operation::plain("embed"), Work { bytes: *bytes, flops: 0.0 }), embed);
     }
 
     fn rms_norm(&self, x: &D::Buffer, gain: &D::Buffer, eps: f32, out: &mut D::Buffer) {
         let note = |_: &_| (Operation::plain("rms_norm"), Work::default());
-        self.recorder.time(note, || self.device.rms_norm(x, gain, eps, out));
+        self.time(note, || self.device.rms_norm(x, gain, eps, out));
     }
 
     fn linear(&self, x: &D::Buffer, w: &D::Matrix, y: &mut D::Buffer) {
         let note = |_: &_| self.product("linear", self.rows(x, w), [w]);
-        self.recorder.time(note, || self.device.linear(x, w, y));
+        self.time(note, || self.device.linear(x, w, y));
     }
 
     fn gate_logits(&self, x: &D::Buffer, w: &D::Matrix, y: &mut D::Buffer) {
         let note = |_: &_| self.product("gate_logits", self.rows(x, w), [w]);
-        self.recorder.time(note, || self.device.gate_logits(x, w, y));
+        self.time(note, || self.device.gate_logits(x, w, y));
     }
 
     fn ffn(&self, x: &D::Buffer, ffn: &Ffn<D::Matrix>, y: &mut D::Buffer) {
         let note = |_: &_| self.product("ffn", self.rows(x, &ffn.gate), [&ffn.gate, &ffn.up, &ffn.down]);
-        self.recorder.time(note, || self.device.ffn(x, ffn, y));
+        self.time(note, || self.device.ffn(x, ffn, y));
     }
 
     fn grouped_ffn(
@@ -259,7 +279,7 @@ impl<D: Device> Device for Profiled<D> {
         experts: &[ExpertRows<'_, D::Matrix>],
         sums: &mut [f32],
     ) -> Result<(), KernelError> {
-        self.recorder.time(|_| self.grouped(experts), || self.device.grouped_ffn(x, experts, sums))
+        self.time(|_| self.grouped(experts), || self.device.grouped_ffn(x, experts, sums))
     }
 
     fn mla_queries(
@@ -271,7 +291,7 @@ impl<D: Device> Device for Profiled<D> {
         out: &mut D::Buffer,
     ) {
         let note = |_: &_| uk.product("mla_queries", batch.rows.absorbed.rows, self.activation().size());
-        self.recorder.time(note, || self.device.mla_queries(mla, &batch.batch, q, &uk.heads, out));
+        self.time(note, || self.device.mla_queries(mla, &batch.batch, q, &uk.heads, out));
     }
 
     fn write_latents(
@@ -283,7 +303,7 @@ impl<D: Device> Device for Profiled<D> {
     ) {
         let bytes = (batch.rows.count * self.position_bytes.load(Ordering::Relaxed)) as f64;
         let note = |_: &_| (Operation::plain("write_latents"), Work { bytes, flops: 0.0 });
-        self.recorder.time(note, || self.device.write_latents(mla, &batch.batch, write, cache));
+        self.time(note, || self.device.write_latents(mla, &batch.batch, write, cache));
     }
 
     fn mla_attention(
@@ -295,7 +315,7 @@ impl<D: Device> Device for Profiled<D> {
         out: &mut D::Buffer,
     ) {
         let note = |_: &_| self.attention(&mla.shape, &batch.rows);
-        self.recorder.time(note, || self.device.mla_attention(mla, &batch.batch, cache, q, out));
+        self.time(note, || self.device.mla_attention(mla, &batch.batch, cache, q, out));
     }
 
     fn mla_values(
@@ -307,7 +327,7 @@ impl<D: Device> Device for Profiled<D> {
         out: &mut D::Buffer,
     ) {
         let note = |_: &_| uv.product("mla_values", batch.rows.absorbed.rows, self.activation().size());
-        self.recorder.time(note, || self.device.mla_values(mla, &batch.batch, o_lat, &uv.heads, out));
+        self.time(note, || self.device.mla_values(mla, &batch.batch, o_lat, &uv.heads, out));
     }
 
     fn expands(&self) -> bool {
@@ -324,7 +344,7 @@ impl<D: Device> Device for Profiled<D> {
         out: &mut D::Buffer,
     ) {
         let note = |_: &_| self.expanded(&mla.shape, &batch.rows);
-        self.recorder.time(note, || self.device.mla_expanded(mla, &batch.batch, cache, q, kv_b, out));
+        self.time(note, || self.device.mla_expanded(mla, &batch.batch, cache, q, kv_b, out));
     }
 }
 

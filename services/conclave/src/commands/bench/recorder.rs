@@ -82,13 +82,18 @@ impl Recorder {
         std::mem::take(&mut *steps)
     }
 
+    /// Whether notes are taken.
+    pub(super) fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Vec<Step>> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A step of `rows` rows begins.
     pub(super) fn begin(&self, rows: usize) {
-        if self.on.load(Ordering::Relaxed) {
+        if self.is_on() {
             let mut steps = self.lock();
             close(&mut steps);
             steps.push(Step { rows, seconds: 0.0, operations: BTreeMap::new(), begun: Instant::now() });
@@ -98,7 +103,7 @@ impl Recorder {
     /// Runs an operation; `note` says what it was, given its result. While notes are taken one runs at a time, so that the time
     /// of each is its own: the trunk's and the experts' would otherwise wait for each other's threads.
     pub(super) fn time<R>(&self, note: impl FnOnce(&R) -> (Operation, Work), run: impl FnOnce() -> R) -> R {
-        if !self.on.load(Ordering::Relaxed) {
+        if !self.is_on() {
             return run();
         }
         let mut steps = self.lock();

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, bail};
 use conclave_cluster::Membership;
-use conclave_kernels::{Device, Isa};
+use conclave_kernels::Device;
 use conclave_model::Checkpoint;
 use conclave_proto::v1;
 use conclave_router::{Front, FrontConfig, ServedModel};
@@ -31,7 +31,7 @@ use super::{
 };
 use crate::process::{
     blocking,
-    device::AnyDevice,
+    device::on_device,
     in_process::{InProcess, Settings, Shown},
 };
 
@@ -49,18 +49,16 @@ pub async fn run(args: &BenchArgs) -> Result<Report> {
     let machine = Machine::read();
     match &args.url {
         Some(url) => remote(args, url, machine).await,
-        None => match args.device.open()? {
-            AnyDevice::Reference(device) => in_process(args, &device, Isa::Portable, machine).await,
-            AnyDevice::Cpu(device) => in_process(args, &device, device.isa(), machine).await,
-            #[cfg(feature = "cuda")]
-            AnyDevice::Cuda(device) => in_process(args, &device, Isa::available()[0], machine).await,
-        },
+        None => {
+            let device = args.device.open()?;
+            on_device!(device, device => in_process(args, &device, machine).await)
+        }
     }
 }
 
 /// Over the parts of `conclave serve`.
-async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, isa: Isa, machine: Machine) -> Result<Report> {
-    let probe = probe(args, isa).await?;
+async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, machine: Machine) -> Result<Report> {
+    let probe = probe(args).await?;
     machine::forget_peak_memory();
     let started = Instant::now();
     let checkpoint = args.model.open().await?;
@@ -126,8 +124,7 @@ async fn remote(args: &BenchArgs, url: &str, machine: Machine) -> Result<Report>
     let target = Target::connect(url, args.api_key.as_deref()).await?;
     let model = target.model().await?;
     let checkpoint = checkpoint_of(args, &model).await?;
-    let isa = args.device.isa.unwrap_or(Isa::available()[0]);
-    let probe = probe(args, isa).await?;
+    let probe = probe(args).await?;
     let costs = checkpoint.as_ref().map(|checkpoint| Costs::on(checkpoint, &model.numerics));
     let mut bench = bench(args, target, &model, costs.clone(), (Progress::new(), probe)).await?;
     let mut figures = throughput(args, &mut bench).await?;
@@ -215,10 +212,10 @@ fn calls(args: &BenchArgs, calls: usize) -> Calls {
     Calls { repeat: args.repeat, calls, limit: Duration::from_secs(args.limit) }
 }
 
-/// To measure the limits of this machine.
-async fn probe(args: &BenchArgs, isa: Isa) -> Result<Probe> {
-    let threads = args.device.count()?;
-    blocking("measure the limits of this machine", move || Probe::new(threads, isa)).await
+/// To measure the limits of this machine, on the device that computes.
+async fn probe(args: &BenchArgs) -> Result<Probe> {
+    let device = args.device.clone();
+    blocking("measure the limits of this machine", move || Probe::new(device.rates()?)).await
 }
 
 /// What a run found.
@@ -273,7 +270,7 @@ mod tests {
 
     use super::super::rig::{Server, tiny_model};
     use super::*;
-    use crate::process::host::MemberService;
+    use crate::process::{device::AnyDevice, host::MemberService};
 
     #[derive(Debug, Parser)]
     struct Command {

@@ -28,9 +28,8 @@ fn head(report: &Report) -> String {
         format!("conclave {} ({}), {}, {}", report.version, report.commit, report.numerics, report.target),
         format!("{}, {} cores, {:.1} GiB{load}", machine.processor, machine.cores, gibibytes(machine.memory_bytes)),
         format!(
-            "limits ({} threads, {}): reads {} GB/s, multiply-adds {} GFLOP/s",
-            limits.threads,
-            limits.isa,
+            "limits ({}): reads {} GB/s, multiply-adds {} GFLOP/s",
+            limits.of,
             spread(&limits.samples, |rates| rates.read),
             spread(&limits.samples, |rates| rates.flops)
         ),

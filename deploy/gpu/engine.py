@@ -1,0 +1,184 @@
+"""The engine: in one process and in several, the same bits whatever the processes, and transformers beside it."""
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import Failure, cluster, score, serve, stream
+from steps import Skip
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is measured with."""
+
+    synth: tuple  # of the checkpoint that is measured with
+    bits: tuple  # of the one that bits are compared with
+    prefill: int
+    batches: str
+    cluster_batches: str
+    context: int
+    tokens: int
+    repeat: int
+    step_tokens: int
+    stream: int  # tokens of the request whose bits are compared
+
+    @classmethod
+    def full(cls):
+        lite = ("--preset", "v2-lite", "--vocab", "32000", "--layers")
+        return cls((*lite, "6"), (*lite, "3"), 4096, "1,32,256", "1,32", 128, 16, 2, 2048, 96)
+
+    @classmethod
+    def small(cls):
+        return cls(("--preset", "tiny"), ("--preset", "tiny"), 64, "1,2", "1,2", 16, 4, 1, 512, 96)
+
+
+def has_checkpoint(folder):
+    return (folder / "config.json").exists()
+
+
+def prompt_of(model, length):
+    """Token ids that look random, the same in every run."""
+    vocab = json.loads((model / "config.json").read_text())["vocab_size"]
+    return [1 + (at * 6007) % (vocab - 1) for at in range(length)]
+
+
+class Engine:
+    def __init__(self, steps, tools, device, sizes):
+        self.steps, self.tools, self.device, self.sizes = steps, tools, device, sizes
+        self.model, self.bits_model = tools.scratch / "model", tools.scratch / "bits-model"
+
+    def run(self, model):
+        """All steps; `model` takes the place of the checkpoint that is made."""
+        if self.tools.conclave is None:
+            self.steps.skip("the engine", f"{self.tools.package}: no conclave")
+            return
+        self.make("make a small checkpoint", self.bits_model, self.sizes.bits)
+        self.steps.call("same bits", self.same_bits, 100)
+        if model:
+            self.model = Path(model)
+        elif not self.make("make a checkpoint", self.model, self.sizes.synth):
+            self.model = self.bits_model
+        self.bench("bench, one process", ["--device", self.device, *self.step(), "--profile"], self.sizes.batches, 120)
+        self.steps.call("bench, several processes", self.bench_cluster, 90)
+        self.steps.call("transformers", self.beside, 100)
+
+    def make(self, name, folder, flags):
+        return self.steps.command(name, [self.tools.conclave, "synth", *flags, "--out", folder], 60)
+
+    def step(self):
+        """Flags of attention."""
+        tokens = str(self.sizes.step_tokens)
+        return ["--step-tokens", tokens, "--prefill-chunk", tokens, "--max-running", "256"]
+
+    def bench_command(self, flags, batches, json_file):
+        sizes = self.sizes
+        return [
+            self.tools.conclave, "bench", "--model", self.model, *flags, "--prefill", sizes.prefill, "--batch", batches,
+            "--context", sizes.context, "--long-context", "0", "--tokens", sizes.tokens, "--repeat", sizes.repeat,
+            "--limit", "20", "--json", json_file]
+
+    def bench(self, name, flags, batches, most):
+        if not has_checkpoint(self.model):
+            self.steps.skip(name, "no checkpoint")
+            return
+        json_file = self.steps.results / "bench.json"
+        command = self.bench_command(flags, batches, json_file)
+        self.steps.command(name, command, most, env=self.tools.environment(), json_file=json_file, shown=120)
+
+    def bench_cluster(self):
+        """Four expert processes, attention and a router, all on the one GPU."""
+        self.needs(self.model)
+        self.needs_etcd()
+        shards = [f"{number}/4" for number in range(1, 5)]
+        json_file = self.steps.results / "bench-cluster.json"
+        processes, _, grpc = self.cluster(self.model, shards, "cluster")
+        with processes:
+            pids = ",".join(map(str, processes.pids("etcd")))
+            flags = ["--url", f"http://127.0.0.1:{grpc}", "--device", self.device, "--pids", pids]
+            baseline = self.steps.results / "bench.json"
+            flags += ["--baseline", baseline] if baseline.exists() else []
+            command = [str(word) for word in self.bench_command(flags, self.sizes.cluster_batches, json_file)]
+            done = subprocess.run(command, capture_output=True, text=True)
+        print(done.stdout, done.stderr, sep="", end="", flush=True)
+        if done.returncode != 0:
+            raise Failure(f"status {done.returncode}")
+        return json.loads(json_file.read_text())
+
+    def needs(self, model):
+        if not has_checkpoint(model):
+            raise Skip("no checkpoint")
+
+    def needs_etcd(self):
+        if not self.tools.etcd:
+            raise Skip("no etcd was carried")
+
+    def cluster(self, model, shards, name):
+        data = self.tools.scratch / f"etcd-{name}"
+        programs, folder = (self.tools.conclave, self.tools.etcd), self.steps.results / name
+        return cluster(*programs, model, self.device, shards, self.step(), folder, data)
+
+    def serve(self, model, name):
+        return serve(self.tools.conclave, model, self.device, self.steps.results / name)
+
+    def same_bits(self):
+        """Tokens and logprobs of one request: in one process, over 1, 2 and 4 expert processes, and when one is killed."""
+        model, tokens = self.bits_model, self.sizes.stream
+        self.needs(model)
+        prompt = prompt_of(model, 600)
+        processes, port = self.serve(model, "one-process")
+        with processes:
+            expected = stream(port, prompt, tokens)
+            answers = {"again": stream(port, prompt, tokens)}
+        self.needs_etcd()
+        for count in (1, 2, 4):
+            shards = [f"{number}/{count}" for number in range(1, count + 1)]
+            processes, port, _ = self.cluster(model, shards, f"experts-{count}")
+            with processes:
+                answers[f"{count} expert processes"] = stream(port, prompt, tokens)
+        processes, port, _ = self.cluster(model, ["1/2", "2/2", "1/2", "2/2"], "expert-killed")
+        with processes:
+            killed = threading.Event()
+
+            def kill(count):
+                if count >= tokens // 3 and not killed.is_set():
+                    killed.set()
+                    processes.kill("expert-0")
+
+            answers["an expert killed"] = stream(port, prompt, tokens, kill)
+        if not killed.is_set():
+            raise Failure("no expert was killed")
+        same = {name: answer == expected for name, answer in answers.items()}
+        for name, yes in same.items():
+            print(f"    same bits, {name}: {'yes' if yes else 'no'}", flush=True)
+        if not all(same.values()):
+            raise Failure(f"other bits: {', '.join(name for name, yes in same.items() if not yes)}")
+        return same
+
+    def beside(self):
+        """transformers' logprobs of a prompt beside ours, and its speed."""
+        for package in ("torch", "transformers"):
+            if self.steps.about["libraries"][package] is None:
+                raise Skip(f"python3 here has no {package}")
+        self.needs(self.model)
+        prompt = prompt_of(self.model, 64)
+        processes, port = self.serve(self.model, "score")
+        with processes:
+            ours = score(port, prompt)
+        sizes, script = self.sizes, Path(__file__).with_name("beside.py")
+        words = [
+            sys.executable, script, self.model, self.device, sizes.prefill, sizes.cluster_batches, sizes.tokens,
+            sizes.context, ",".join(map(str, prompt))]
+        done = subprocess.run([str(word) for word in words], capture_output=True, text=True)
+        (self.steps.results / "beside.log").write_text(done.stderr)
+        if done.returncode != 0:
+            raise Failure(f"status {done.returncode}: {' | '.join(done.stderr.splitlines()[-3:])}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        differences = [abs(a - b) for a, b in zip(ours, found.pop("logprobs"), strict=True)]
+        found |= {"logprobs, mean difference": sum(differences) / len(differences), "largest": max(differences)}
+        for name, value in found.items():
+            print(f"    transformers, {name}: {value:.4g}", flush=True)
+        return found
