@@ -10,7 +10,10 @@ BENCH_MODEL ?= target/bench/lite6
 # The CUDA compiler: CUDA_HOME if that is set, else one installed under target/; empty where that fails.
 CUDA_COMPILER = $${CUDA_HOME:-$$(deploy/install-cuda-compiler.sh target/cuda-compiler)}
 
-.PHONY: help run test unit kernels gpu e2e check bench cluster golden deps clean
+# One build serves all tests: it has the shim that runs CUDA kernels on the processor.
+TESTED = --release --locked --workspace --features conclave-kernels/cuda-shim,conclave-tests/cuda-shim
+
+.PHONY: help run build tested-build test unit kernels gpu e2e check bench cluster golden deps clean
 
 help: ## what each target does
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  %-10s %s\n", $$1, $$2 }'
@@ -21,22 +24,25 @@ run: ## serve a model in one process (MODEL=dir, default: the demo checkpoint)
 build:
 	$(CARGO) build --release --locked --workspace
 
-test: deps build kernels ## all tests: unit, kernels, golden and end to end (installs etcd, Python clients, CUDA compiler if missing)
-	CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test --release --locked --workspace
+test: deps tested-build ## all tests: unit, kernels, golden and end to end (installs etcd, Python clients, CUDA compiler if missing)
+	CUDA_HOME="$(CUDA_COMPILER)" CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test $(TESTED)
+
+tested-build:
+	$(CARGO) build $(TESTED)
 
 unit: ## unit tests only
-	$(CARGO) test --release --locked --workspace --exclude conclave-tests
+	$(CARGO) test --release --locked --workspace --exclude conclave-tests --features conclave-kernels/cuda-shim
 
 kernels: ## tests of the CUDA kernels, on the processor and with the CUDA compiler (REQUIRE_NVCC=1: fail without it)
-	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test --release --locked -p conclave-kernels --features cuda-shim \
+	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test $(TESTED) \
 		--test cuda --test cubins --test devices --test sm90 --test cuda_sass --example gpu
-	$(CARGO) test --release --locked -p conclave-tests --features cuda-shim --test golden -- cuda tiled
+	$(CARGO) test $(TESTED) --test golden -- cuda tiled
 
 gpu: ## what a GPU machine without Rust needs to check and measure the CUDA device, into target/gpu (run target/gpu/gpu.sh run there)
 	CUDA_HOME="$(CUDA_COMPILER)" deploy/gpu.sh pack target/gpu
 
-e2e: deps build ## end-to-end tests only
-	CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test --release --locked -p conclave-tests
+e2e: deps tested-build ## end-to-end tests only
+	CONCLAVE_REQUIRE_CLIENTS=1 $(CARGO) test $(TESTED) $(patsubst tests/tests/%,--test %,$(basename $(wildcard tests/tests/*)))
 
 deps: $(VENV)/.installed ## what the tests need: etcd from the distribution, Python clients in a virtual environment
 	@command -v etcd >/dev/null || deploy/install-etcd.sh
