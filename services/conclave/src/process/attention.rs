@@ -78,14 +78,17 @@ async fn live(args: &AttentionCommand, instance: &str) -> Result<()> {
     let device = args.device.open()?;
     let checkpoint = args.model.open().await?;
 
-    let membership = member::connect(&args.cluster).await?;
+    let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
     let record = member::record(instance, Role::Attention, address, &checkpoint, numerics(&device));
     let make: MakeMember = Arc::new(move |_| Ok(record.clone()));
     let registration = membership.register(make).await?;
     let moe = moe_link(args, &checkpoint, &*membership, &host.registry)?;
     let node = tokio::select! {
         loaded = load(args, instance, &device, &checkpoint, moe, &host) => loaded,
-        () = host.stop.cancelled() => Err(anyhow::anyhow!("ended before the trunk was loaded")),
+        () = host.stop.cancelled() => {
+            registration.leave().await.ok();
+            return host.end().await;
+        }
     };
     let node = match node {
         Ok(node) => node,

@@ -69,7 +69,7 @@ async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
     let device = args.device.open()?;
     let checkpoint = args.model.open().await?;
 
-    let membership = member::connect(&args.cluster).await?;
+    let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
     let record = Member {
         same_host: member::same_host(&args.cluster, &listener),
         ..member::record(instance, Role::Expert, address, &checkpoint, numerics(&device))
@@ -78,7 +78,10 @@ async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
     let registration = membership.register(claim(record, choice, &checkpoint)?).await?;
     let node = tokio::select! {
         loaded = load(args, instance, &device, &checkpoint, &*registration, &host) => loaded,
-        () = host.stop.cancelled() => Err(anyhow::anyhow!("ended before the cells were loaded")),
+        () = host.stop.cancelled() => {
+            registration.leave().await.ok();
+            return host.end().await;
+        }
     };
     let node = match node {
         Ok(node) => node,

@@ -126,7 +126,7 @@ async fn live(args: &RouterArgs, instance: &str, runtime: &DispatchRuntime) -> R
     };
     let address = member::advertised(&args.cluster, listening)?;
     let checkpoint = args.model.open().await?;
-    let membership = member::connect(&args.cluster).await?;
+    let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
 
     let here = args.cluster.same_host.host();
     let same_host = dispatch.as_ref().and_then(|listener| member::same_host(&args.cluster, listener));
