@@ -73,11 +73,12 @@ pub async fn run(args: AttentionCommand) -> Result<()> {
 async fn live(args: &AttentionCommand, instance: &str) -> Result<()> {
     let mut host = Host::new("attention", host::SERVER_GRACE)?;
     let listener = listen::bind(&args.host.grpc).await?;
+    let device = args.device.open()?;
     let address = member::advertised(&args.cluster, listener.local_addr()?)?;
     host.serve_admin(&args.host.admin).await?;
-    let device = args.device.open()?;
     let checkpoint = args.model.open().await?;
 
+    args.attention.check(args.context, &device, &checkpoint)?;
     let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
     let record = member::record(instance, Role::Attention, address, &checkpoint, numerics(&device));
     let make: MakeMember = Arc::new(move |_| Ok(record.clone()));

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use async_trait::async_trait;
 use clap::Args;
-use conclave_attention::{AttentionConfig, AttentionService, CacheSize, sampler::TokenMask};
+use conclave_attention::{AttentionConfig, AttentionError, AttentionService, CacheSize, sampler::TokenMask};
 use conclave_dispatch::MoeLink;
 use conclave_kernels::Device;
 use conclave_model::{Checkpoint, Progress};
@@ -56,6 +56,16 @@ impl AttentionArgs {
     /// The settings of a service that samples no id but those `allowed`; `None`: all of the vocabulary.
     pub fn config(&self, instance: &str, context: Option<u32>, allowed: Option<TokenMask>) -> AttentionConfig {
         AttentionConfig {
+    /// Checks what the flags say against the device and the checkpoint, before weights are read.
+    ///
+    /// # Errors
+    /// Naming the flag, what was found and what was expected.
+    pub fn check(&self, context: Option<u32>, device: &AnyDevice, checkpoint: &Checkpoint) -> Result<()> {
+        let config = self.config("attention", context, None);
+        on_device!(device, device => config.size(&**device, checkpoint)).map_err(of_flag)?;
+        Ok(())
+    }
+
             cache: CacheSize::Bytes(self.cache_mib << 20),
             prefix_cache: !self.no_prefix_cache,
             exact: !self.no_exact,
@@ -74,6 +84,26 @@ impl AttentionArgs {
 /// What a process has to do with its attention service.
 pub struct AttentionNode {
     /// To run sequences in this process.
+/// A setting's error by the flag that it comes from.
+fn of_flag(error: AttentionError) -> anyhow::Error {
+    match error {
+        AttentionError::Config { field, found, expected } => {
+            let flag = match field {
+                "cache" => "--cache-mib".to_owned(),
+                "context_limit" => "--context".to_owned(),
+                "max_running" | "step_tokens" | "prefill_chunk" => format!("--{}", field.replace('_', "-")),
+                other => other.to_owned(),
+            };
+            anyhow!("{flag}: found {found}, expected {expected}")
+        }
+        AttentionError::NotExpanding { device } => anyhow!(
+            "--no-exact: device {device} has no attention over expanded keys and values; leave --no-exact out, or compute \
+             with --device cpu"
+        ),
+        error => error.into(),
+    }
+}
+
     pub link: Arc<dyn AttentionLink>,
     /// To be served.
     pub routes: Routes,
@@ -109,7 +139,7 @@ impl AttentionNode {
         let startup = Startup::new(registry)?;
         let progress = Progress::new(move |done, total| startup.set("trunk", done as f64 / total.max(1) as f64));
         let config = AttentionConfig { progress, ..config };
-        let service = AttentionService::start(config, device, checkpoint, moe, registry)?;
+        let service = AttentionService::start(config, device, checkpoint, moe, registry).map_err(of_flag)?;
         let draining = service.clone();
         Ok(Self {
             routes: Routes::new(service.grpc_server()),
