@@ -19,13 +19,16 @@ use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use prometheus::Registry;
 use tonic::service::Routes;
 
-use super::device::{AnyDevice, on_device};
+use super::{
+    device::{AnyDevice, on_device},
+    range::range,
+};
 
 /// How the attention service batches and caches.
 #[derive(Debug, Clone, Args)]
 pub struct AttentionArgs {
     /// Size of the latent cache in MiB; taken as it fills.
-    #[arg(long, env = "CONCLAVE_CACHE_MIB", value_name = "MIB", default_value = "1024")]
+    #[arg(long, env = "CONCLAVE_CACHE_MIB", value_name = "MIB", default_value = "1024", value_parser = range::<u64>(1..=1 << 40))]
     pub cache_mib: u64,
     /// Keep no latents for other sequences with the same prefix.
     #[arg(long, env = "CONCLAVE_NO_PREFIX_CACHE")]
@@ -35,27 +38,24 @@ pub struct AttentionArgs {
     #[arg(long, env = "CONCLAVE_NO_EXACT")]
     pub no_exact: bool,
     /// Sequences that run at the same time; more wait.
-    #[arg(long, env = "CONCLAVE_MAX_RUNNING", value_name = "N", default_value = "64")]
+    #[arg(long, env = "CONCLAVE_MAX_RUNNING", value_name = "N", default_value = "64", value_parser = range::<usize>(1..=65_536))]
     pub max_running: usize,
     /// Sequences that may wait; more are refused.
-    #[arg(long, env = "CONCLAVE_MAX_WAITING", value_name = "N", default_value = "256")]
+    #[arg(long, env = "CONCLAVE_MAX_WAITING", value_name = "N", default_value = "256", value_parser = range::<usize>(0..=1_048_576))]
     pub max_waiting: usize,
     /// Tokens of one step at most, of all sequences together.
-    #[arg(long, env = "CONCLAVE_STEP_TOKENS", value_name = "TOKENS", default_value = "512")]
+    #[arg(long, env = "CONCLAVE_STEP_TOKENS", value_name = "TOKENS", default_value = "512", value_parser = range::<usize>(1..=1_048_576))]
     pub step_tokens: usize,
     /// Tokens of one prompt in one step at most.
-    #[arg(long, env = "CONCLAVE_PREFILL_CHUNK", value_name = "TOKENS", default_value = "512")]
+    #[arg(long, env = "CONCLAVE_PREFILL_CHUNK", value_name = "TOKENS", default_value = "512", value_parser = range::<usize>(1..=1_048_576))]
     pub prefill_chunk: usize,
     /// Time of a step, in milliseconds, while sequences decode: as many prompt tokens go along as are expected to fit into
     /// it, at least 64.
-    #[arg(long, env = "CONCLAVE_STEP_TARGET", value_name = "MS", default_value = "250")]
+    #[arg(long, env = "CONCLAVE_STEP_TARGET", value_name = "MS", default_value = "250", value_parser = range::<u64>(0..=3_600_000))]
     pub step_target: u64,
 }
 
 impl AttentionArgs {
-    /// The settings of a service that samples no id but those `allowed`; `None`: all of the vocabulary.
-    pub fn config(&self, instance: &str, context: Option<u32>, allowed: Option<TokenMask>) -> AttentionConfig {
-        AttentionConfig {
     /// Checks what the flags say against the device and the checkpoint, before weights are read.
     ///
     /// # Errors
@@ -66,6 +66,9 @@ impl AttentionArgs {
         Ok(())
     }
 
+    /// The settings of a service that samples no id but those `allowed`; `None`: all of the vocabulary.
+    pub fn config(&self, instance: &str, context: Option<u32>, allowed: Option<TokenMask>) -> AttentionConfig {
+        AttentionConfig {
             cache: CacheSize::Bytes(self.cache_mib << 20),
             prefix_cache: !self.no_prefix_cache,
             exact: !self.no_exact,
@@ -81,9 +84,6 @@ impl AttentionArgs {
     }
 }
 
-/// What a process has to do with its attention service.
-pub struct AttentionNode {
-    /// To run sequences in this process.
 /// A setting's error by the flag that it comes from.
 fn of_flag(error: AttentionError) -> anyhow::Error {
     match error {
@@ -104,6 +104,9 @@ fn of_flag(error: AttentionError) -> anyhow::Error {
     }
 }
 
+/// What a process has to do with its attention service.
+pub struct AttentionNode {
+    /// To run sequences in this process.
     pub link: Arc<dyn AttentionLink>,
     /// To be served.
     pub routes: Routes,

@@ -32,13 +32,13 @@ pub async fn connect(args: &ClusterArgs, host: &Host) -> Result<Option<Arc<dyn M
 /// The address that others are told: as given, or the one listened on.
 ///
 /// # Errors
-/// When the process listens on all interfaces and no address is given.
-pub fn advertised(args: &ClusterArgs, listening: SocketAddr) -> Result<String> {
+/// When the process listens on all interfaces, as `flag` says, and no address is given.
+pub fn advertised(args: &ClusterArgs, flag: &str, listening: SocketAddr) -> Result<String> {
     if let Some(address) = &args.advertise {
         return Ok(address.clone());
     }
     if listening.ip().is_unspecified() {
-        bail!("--advertise: needed, since --grpc listens on all interfaces ({listening})");
+        bail!("--advertise: needed, since {flag} listens on all interfaces ({listening})");
     }
     Ok(format!("http://{listening}"))
 }
