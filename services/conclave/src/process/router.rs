@@ -12,7 +12,7 @@ use conclave_router::{
     front::{ClusterLoad, Front, GrpcAttention, NoLoad, ServedModel},
 };
 use conclave_serve::{
-    Lane, Stirrer,
+    Lane, State, Stirrer,
     args::{ClusterArgs, LogArgs},
     listen::{self, MemberListener},
     telemetry,
@@ -154,6 +154,9 @@ async fn live(args: &RouterArgs, instance: &str, runtime: &DispatchRuntime) -> R
         None => host.serve_admin_on(http),
     }
     registration.set_state(MemberState::Ready).await?;
+    if !args.role.is_front() {
+        host.readiness.set(State::Ready);
+    }
     tracing::info!(instance, role = %args.role, "registered");
 
     host.stop.cancelled().await;
