@@ -18,6 +18,9 @@ use std::{error::Error, io};
 
 use anyhow::Result;
 
+/// What may help whoever asked something else than a router's gRPC API.
+const EXPECTED_GRPC: &str = "expected the gRPC address of a router (its --grpc, 127.0.0.1:50051 by default)";
+
 /// The innermost reason of an error, which says most.
 fn cause(error: &dyn Error) -> String {
     let mut innermost = error;
