@@ -66,8 +66,7 @@ start etcd etcd --name local --data-dir "$logs/etcd" --log-level warn \
     --listen-peer-urls "http://127.0.0.1:$((etcd_port + 1))" \
     --initial-advertise-peer-urls "http://127.0.0.1:$((etcd_port + 1))" \
     --initial-cluster "local=http://127.0.0.1:$((etcd_port + 1))"
-# Members give up on an etcd that does not answer within seconds; on a busy disk it takes longer to start.
-wait_for "$etcd_url/health" etcd
+# Members wait for it.
 for shard in ${SHARDS:-1/2 2/2 1/2 2/2}; do
     start "expert-${#pids[@]}" $conclave expert "${common[@]}" --threads "${EXPERT_THREADS:-$threads}" --shard $shard \
         --grpc 127.0.0.1:0 --admin 127.0.0.1:0

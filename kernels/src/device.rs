@@ -133,10 +133,14 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// When memory cannot be had.
     fn load_rotary(&self, table: RotaryTable) -> Result<Self::Rotary, KernelError>;
-    /// A zeroed cache of `layers` x `blocks` blocks; memory is taken when first written.
+    /// A zeroed cache `[layers, blocks, BLOCK, r + dr]` in elements of the activation type: `blocks` blocks of
+    /// [`Device::BLOCK`] positions for each of `layers` layers, and a row of [`MlaShape::cached`] elements a position (which a
+    /// device may pad). A block has the same number in every layer; slot `block · BLOCK + offset` is one position of a layer,
+    /// to which [`StepRows`] point. The host's memory is taken page by page when first written, a GPU's at once.
     ///
     /// # Errors
-    /// When the address space cannot be had.
+    /// When the host has not as much address space ([`KernelError::Os`]) or the GPU not as much memory
+    /// ([`KernelError::Cuda`]).
     fn new_cache(&self, layers: usize, blocks: usize, shape: &MlaShape) -> Result<Self::Cache, KernelError>;
     /// Bytes that a matrix takes in the device's memory.
     fn matrix_bytes(&self, matrix: &Self::Matrix) -> usize;

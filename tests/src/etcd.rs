@@ -18,8 +18,13 @@ pub struct Etcd {
 impl Etcd {
     /// Starts it and waits until it answers. `make deps` installs the program.
     pub async fn start() -> Result<Self> {
+        Self::start_on(free_port()).await
+    }
+
+    /// The same, on a loopback port of the caller's choice.
+    pub async fn start_on(port: u16) -> Result<Self> {
         let data = TempDir::new()?;
-        let url = format!("http://127.0.0.1:{}", free_port());
+        let url = format!("http://127.0.0.1:{port}");
         let peer = format!("http://127.0.0.1:{}", free_port());
         let args: Vec<String> = [
             "--name=test",

@@ -53,6 +53,16 @@ async fn what_goes_wrong_in_a_chat_is_said() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_of_something_else_is_no_router() {
+    let serve = Serve::start(&[]).await.unwrap();
+    for command in [&["generate", "hi", "--url", &serve.http][..], &["inspect", "--cluster", &serve.http]] {
+        let (answer, said, well) = conclave(command, "");
+        let expected = "expected the gRPC address of a router (its --grpc, 127.0.0.1:50051 by default)";
+        assert!(!well && answer.is_empty() && said.contains(&serve.http) && said.contains(expected), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn both_clients_give_their_key() {
     let folder = tempfile::TempDir::new().unwrap();
     let keys = folder.path().join("keys");

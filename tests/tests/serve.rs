@@ -1,9 +1,9 @@
 //! `conclave serve` as a newcomer meets it.
 
-use std::{process::Command, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use conclave_proto::v1::{GenerateRequest, generate_event::Event};
-use conclave_tests::{Serve, chat, greedy, tokens};
+use conclave_tests::{Process, Serve, binary, chat, free_port, greedy, tokens};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn is_ready_soon_answers_the_printed_example_and_ends_on_ctrl_c() {
@@ -34,6 +34,21 @@ async fn ctrl_c_during_a_stream_ends_within_two_seconds() {
     serve.process.signal("INT").unwrap();
     let status = serve.process.wait_exit(Duration::from_secs(2)).unwrap();
     assert!(status.success(), "{status}\n{}", serve.process.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn goes_on_when_nobody_reads_its_log_any_more() {
+    let (dir, http) = (tempfile::TempDir::new().unwrap(), format!("127.0.0.1:{}", free_port()));
+    let serve =
+        format!("exec {} serve --log=debug --http={http} --grpc=127.0.0.1:0 > >(true) 2>&1", binary().display());
+    let mut serve = Process::spawn(dir.path(), "serve", Path::new("bash"), &["-c".into(), serve]).unwrap();
+    serve.wait_ready(&format!("http://{http}/readyz"), Duration::from_secs(60)).await.unwrap();
+    let body = r#"{"prompt":"Once upon a time","max_tokens":3}"#;
+    let request = reqwest::Client::new().post(format!("http://{http}/v1/completions"));
+    let answer = request.header("content-type", "application/json").body(body).send().await.unwrap();
+    assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    serve.signal("INT").unwrap();
+    assert!(serve.wait_exit(Duration::from_secs(3)).unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     ffi::{CString, c_void},
+    io,
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -225,6 +226,11 @@ fn chip((major, minor): (i32, i32)) -> Result<&'static str, CudaError> {
 
 fn load(chip: &str, kernel_dir: Option<&Path>) -> Result<Vec<Module>, CudaError> {
     let of_chip = CUBINS.iter().filter(|(_, of, _)| *of == chip);
+    if let Some(directory) = kernel_dir {
+        let files: Vec<&str> = of_chip.clone().map(|(file, ..)| *file).collect();
+        check_replacements(directory, &files)
+            .map_err(|source| CudaError::Code { path: directory.display().to_string(), source })?;
+    }
     of_chip
         .map(|(file, _, built_in)| {
             let replacement = kernel_dir.map(|directory| directory.join(file)).filter(|path| path.exists());
@@ -238,6 +244,16 @@ fn load(chip: &str, kernel_dir: Option<&Path>) -> Result<Vec<Module>, CudaError>
             module.map(Module).map_err(|error| device("load the code of kernels", &error))
         })
         .collect()
+}
+
+/// Refuses a directory that takes the place of none of `files`: whoever names one has got its path or its files wrong.
+fn check_replacements(directory: &Path, files: &[&str]) -> io::Result<()> {
+    std::fs::read_dir(directory)?;
+    if files.iter().any(|file| directory.join(file).exists()) {
+        return Ok(());
+    }
+    let expected = files.join(", ");
+    Err(io::Error::new(io::ErrorKind::NotFound, format!("found no kernels in it, expected one or more of {expected}")))
 }
 
 impl Drop for Gpu {
@@ -362,6 +378,18 @@ mod tests {
         assert_eq!(chip((9, 0)).unwrap(), "sm_90a");
         let error = chip((7, 5)).unwrap_err().to_string();
         assert!(error.contains("compute capability 7.5, expected 8.x or 9.0"), "{error}");
+    }
+
+    #[test]
+    fn a_directory_that_replaces_nothing_is_refused() {
+        let refusal = |path: &Path, files: &[&str]| check_replacements(path, files).err();
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let files = ["linear.sm_90a.cubin", "argmax.sm_90a.cubin"];
+        assert_eq!(refusal(&sources.join("nowhere"), &files).unwrap().kind(), io::ErrorKind::NotFound);
+        assert_eq!(refusal(&sources.join("Cargo.toml"), &files).unwrap().kind(), io::ErrorKind::NotADirectory);
+        let error = refusal(sources, &files).unwrap().to_string();
+        assert_eq!(error, "found no kernels in it, expected one or more of linear.sm_90a.cubin, argmax.sm_90a.cubin");
+        assert!(refusal(sources, &["linear.sm_90a.cubin", "Cargo.toml"]).is_none(), "one is enough");
     }
 
     /// Every cubin is an ELF file for NVIDIA's machine (190).

@@ -1,13 +1,16 @@
 //! What an attention service is started with.
 
+use std::fmt;
 use std::time::Duration;
 
-use conclave_model::{ModelConfig, Progress};
+use conclave_kernels::Device;
+use conclave_model::{Checkpoint, ModelConfig, Progress};
 use conclave_proto::InstanceId;
 
 use crate::AttentionError;
 use crate::sampler::TokenMask;
 use crate::scheduler::Limits;
+use crate::trunk::{TrunkSize, block_bytes};
 
 /// Size of the latent cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +19,15 @@ pub enum CacheSize {
     Blocks(u32),
     /// Bytes over all layers; what fits into it.
     Bytes(u64),
+}
+
+impl fmt::Display for CacheSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Blocks(blocks) => write!(f, "{blocks} blocks"),
+            Self::Bytes(bytes) => write!(f, "{bytes} bytes"),
+        }
+    }
 }
 
 /// Settings of an attention service.
@@ -74,6 +86,20 @@ impl AttentionConfig {
         }
     }
 
+    /// How much a trunk is to be made for: all that can be known before minutes are spent on loading it.
+    ///
+    /// # Errors
+    /// When a setting contradicts another one, the model or the device, or memory does not suffice.
+    pub fn size<D: Device>(&self, device: &D, checkpoint: &Checkpoint) -> Result<TrunkSize, AttentionError> {
+        self.limits(D::BLOCK)?;
+        self.mask(checkpoint.config().vocab)?;
+        let blocks = self.blocks(block_bytes(device, checkpoint.config()))?;
+        let context_limit = self.context(checkpoint.config(), blocks as usize * D::BLOCK)?;
+        let size = TrunkSize { blocks, context_limit, exact: self.exact };
+        size.check(device, checkpoint)?;
+        Ok(size)
+    }
+
     /// Bounds of a step.
     ///
     /// # Errors
@@ -108,7 +134,7 @@ impl AttentionConfig {
         };
         if blocks == 0 {
             let expected = format!("at least one block of {block_bytes} bytes");
-            return Err(AttentionError::config("cache", format!("{:?}", self.cache), expected));
+            return Err(AttentionError::config("cache", self.cache, expected));
         }
         Ok(blocks)
     }
@@ -173,7 +199,8 @@ mod tests {
         let of = |cache| AttentionConfig { cache, ..config() }.blocks(1000);
         assert_eq!(of(CacheSize::Bytes(3999)).unwrap(), 3);
         assert_eq!(of(CacheSize::Blocks(7)).unwrap(), 7);
-        assert!(of(CacheSize::Bytes(999)).unwrap_err().to_string().contains("1000 bytes"));
+        let error = of(CacheSize::Bytes(999)).unwrap_err().to_string();
+        assert_eq!(error, "cache: found 999 bytes, expected at least one block of 1000 bytes");
     }
 
     #[test]

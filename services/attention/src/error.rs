@@ -17,6 +17,9 @@ pub enum AttentionError {
     /// A setting.
     #[error("{field}: found {found}, expected {expected}")]
     Config { field: &'static str, found: String, expected: String },
+    /// The service may be inexact, and its device cannot be.
+    #[error("exact: found false, which needs attention over expanded keys and values; device {device} has none")]
+    NotExpanding { device: String },
     /// The metrics are registered already.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),

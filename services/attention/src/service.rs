@@ -27,7 +27,7 @@ use crate::metrics::Metrics;
 use crate::request::{self, Bounds};
 use crate::sequence::Sequence;
 use crate::state::{Phase, State, stopped};
-use crate::trunk::{DeviceTrunk, Trunk, TrunkShape, TrunkSize, block_bytes};
+use crate::trunk::{DeviceTrunk, Trunk, TrunkShape};
 use crate::{AttentionConfig, AttentionError};
 
 /// An attention service: the handle of its engine.
@@ -63,13 +63,7 @@ impl AttentionService {
         moe: Arc<dyn MoeLink>,
         registry: &Registry,
     ) -> Result<Arc<Self>, AttentionError> {
-        // Before minutes are spent on loading.
-        config.limits(D::BLOCK)?;
-        config.mask(checkpoint.config().vocab)?;
-        let blocks = config.blocks(block_bytes(&*device, checkpoint.config()))?;
-        let positions = blocks as usize * D::BLOCK;
-        let context_limit = config.context(checkpoint.config(), positions)?;
-        let size = TrunkSize { blocks, context_limit, exact: config.exact };
+        let size = config.size(&*device, &checkpoint)?;
         let trunk = DeviceTrunk::load(device, &checkpoint, size, &config.progress)?;
         Self::with_trunk(config, trunk, checkpoint.fingerprint(), moe, registry)
     }

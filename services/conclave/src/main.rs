@@ -31,9 +31,29 @@ enum Command {
     Bench(Box<commands::bench::BenchArgs>),
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    let ended = match Cli::parse().command {
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            commands::say(format_args!("conclave: start threads: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(run(command));
+    // Who is told to end while weights are loaded does not wait for them.
+    runtime.shutdown_background();
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            commands::say(format_args!("conclave: {}", with_causes(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Serve(args) => process::serve::run(*args).await,
         Command::Router(args) => process::router::run(*args).await,
         Command::Attention(args) => process::attention::run(*args).await,
@@ -43,13 +63,6 @@ async fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(*args).await,
         Command::Synth(args) => commands::synth::run(*args).await,
         Command::Bench(args) => commands::bench::run(*args).await,
-    };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("conclave: {}", with_causes(&error));
-            ExitCode::FAILURE
-        }
     }
 }
 

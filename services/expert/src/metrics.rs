@@ -1,9 +1,8 @@
 //! What an expert process counts.
 
-use prometheus::core::Collector;
+use conclave_serve::metrics::Maker;
 use prometheus::{
-    CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    exponential_buckets,
+    CounterVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, exponential_buckets,
 };
 
 /// Metrics of one expert service.
@@ -25,42 +24,21 @@ impl Metrics {
     /// Makes the metrics and registers those whose names are free: with several services in one process the later ones
     /// count unseen.
     pub(crate) fn new(registry: &Registry) -> Self {
-        let maker = Maker(registry);
+        let maker = Maker::new(registry, "conclave_expert");
         let seconds = || exponential_buckets(50e-6, 2.0, 18).unwrap_or_default();
         let counts = || exponential_buckets(1.0, 2.0, 13).unwrap_or_default();
         let cell = &["cell"][..];
         Self {
-            cell_rows: maker.add(IntCounterVec::new(opts("cell_rows_total", "(row, expert) pairs computed."), cell)),
-            cell_busy: maker.add(CounterVec::new(opts("cell_busy_seconds_total", "Time in the grouped FFN."), cell)),
-            cell_bytes: maker.add(IntGaugeVec::new(opts("cell_bytes", "Weights resident."), cell)),
+            cell_rows: maker.counters("cell_rows_total", "(row, expert) pairs computed.", cell),
+            cell_busy: maker.sums("cell_busy_seconds_total", "Time in the grouped FFN.", cell),
+            cell_bytes: maker.gauges("cell_bytes", "Weights resident.", cell),
             merged_rows: maker.histogram("merged_rows", "Rows of one grouped FFN.", counts()),
             merged_batches: maker.histogram("merged_batches", "Batches merged into one grouped FFN.", counts()),
-            queue_rows: maker.add(IntGauge::with_opts(opts("queue_rows", "Rows that wait."))),
+            queue_rows: maker.gauge("queue_rows", "Rows that wait."),
             queue_seconds: maker.histogram("queue_seconds", "Wait of a batch before its grouped FFN.", seconds()),
             busy_seconds: maker.histogram("busy_seconds", "Time of one grouped FFN.", seconds()),
-            refused: maker.add(IntCounterVec::new(opts("refused_total", "Batches refused, by reason."), &["reason"])),
-            dropped: maker.add(IntCounter::with_opts(opts("dropped_total", "Batches whose caller went away."))),
+            refused: maker.counters("refused_total", "Batches refused, by reason.", &["reason"]),
+            dropped: maker.counter("dropped_total", "Batches whose caller went away."),
         }
     }
-}
-
-struct Maker<'a>(&'a Registry);
-
-impl Maker<'_> {
-    fn add<M: Collector + Clone + 'static>(&self, made: Result<M, prometheus::Error>) -> M {
-        let metric = made.expect("metric names and labels are constants");
-        if let Err(error) = self.0.register(Box::new(metric.clone())) {
-            tracing::debug!(%error, "metric not registered");
-        }
-        metric
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
-        let Opts { name, help, .. } = opts(name, help);
-        self.add(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)))
-    }
-}
-
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(format!("conclave_expert_{name}"), help)
 }

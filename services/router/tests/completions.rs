@@ -123,6 +123,10 @@ async fn a_prompt_is_scored() {
     });
     assert_eq!(choice["logprobs"].to_string(), expected.to_string());
 
+    let answer = complete(&router, json!({"prompt": "ab", "max_tokens": 0, "echo": true})).await;
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["text"], &choice["logprobs"]), (&json!("ab"), &Value::Null), "no scores were asked for");
+
     let body =
         json!({"prompt": "ab", "max_tokens": 1, "echo": true, "logprobs": 1, "return_tokens_as_token_ids": true});
     let answer = complete(&router, body).await;

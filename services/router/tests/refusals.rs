@@ -22,7 +22,7 @@ async fn wrong_fields_are_named() {
         (json!({"prompt": "x", "top_p": 0}), "top_p", "top_p: found 0, expected more than 0"),
         (json!({"prompt": "x", "top_p": 1.5}), "top_p", "top_p: found 1.5, expected 0 to 1"),
         (json!({"prompt": "x", "min_p": 2}), "min_p", "min_p: found 2, expected 0 to 1"),
-        (json!({"prompt": "x", "top_k": -2}), "top_k", "top_k: found -2, expected an integer of at least -1"),
+        (json!({"prompt": "x", "top_k": -2}), "top_k", "top_k: found -2, expected an integer from -1 to 4294967295"),
         (
             json!({"prompt": "x", "presence_penalty": 3}),
             "presence_penalty",
@@ -60,7 +60,7 @@ async fn wrong_fields_are_named() {
         (
             json!({"prompt": "x", "max_tokens": -1}),
             "max_tokens",
-            "max_tokens: found -1, expected an integer of at least 0",
+            "max_tokens: found -1, expected an integer from 0 to 4294967295",
         ),
         (
             json!({"prompt": "x", "min_tokens": 17}),

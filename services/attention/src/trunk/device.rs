@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use conclave_kernels::{Device, KernelError, Mla, MlaShape, RotaryTable};
-use conclave_model::{Checkpoint, ModelConfig, Progress, rotary};
+use conclave_model::{Checkpoint, ModelConfig, ModelError, Progress, rotary};
 
 use super::attention::{AttentionBuffers, LayerAttention};
 use super::weights::trunk_bytes;
@@ -19,6 +19,34 @@ pub struct TrunkSize {
     pub context_limit: usize,
     /// Whether bits must not depend on how rows come together: no keys and values are expanded.
     pub exact: bool,
+}
+
+impl TrunkSize {
+    /// Whether a trunk of this size can be had.
+    ///
+    /// # Errors
+    /// When memory does not suffice, or the device cannot expand keys and values and is to.
+    pub(crate) fn check<D: Device>(&self, device: &D, checkpoint: &Checkpoint) -> Result<(), AttentionError> {
+        if !self.exact && !device.expands() {
+            return Err(AttentionError::NotExpanding { device: device.numerics() });
+        }
+        let weights = trunk_bytes(checkpoint, self.exact);
+        checkpoint.check_memory(weights)?;
+        let cache = u64::from(self.blocks) * block_bytes(device, checkpoint.config());
+        checkpoint.check_memory(weights + cache).map_err(|error| cache_refusal(error, weights, cache))
+    }
+}
+
+/// What does not fit is the cache where the weights would, both in bytes.
+fn cache_refusal(error: ModelError, weights: u64, cache: u64) -> AttentionError {
+    match error {
+        ModelError::WeightsDoNotFit { available, limited_by, .. } => {
+            let left = available.saturating_sub(weights);
+            let expected = format!("at most {left}, which are left beside the trunk's {weights} ({limited_by})");
+            AttentionError::config("cache", format!("{cache} bytes"), expected)
+        }
+        error => error.into(),
+    }
 }
 
 /// Weights and latent cache on a device.
@@ -58,13 +86,8 @@ impl<D: Device> DeviceTrunk<D> {
         size: TrunkSize,
         progress: &Progress,
     ) -> Result<Self, AttentionError> {
+        size.check(&*device, checkpoint)?;
         let config = checkpoint.config();
-        let cache_bytes = u64::from(size.blocks) * block_bytes(&*device, config);
-        checkpoint.check_memory(trunk_bytes(checkpoint, size.exact) + cache_bytes)?;
-        if !size.exact && !device.expands() {
-            let expected = "true: this device has no attention over expanded keys and values";
-            return Err(AttentionError::config("exact", false, expected));
-        }
         let weights = TrunkWeights::load(&*device, checkpoint, size.exact, progress)?;
         let mla = mla(&*device, config, size.context_limit).map_err(AttentionError::device("rotary table"))?;
         let cache = device
@@ -198,5 +221,19 @@ fn shape<D: Device>(device: &D, config: &ModelConfig, size: TrunkSize) -> TrunkS
         blocks: size.blocks,
         context_limit: size.context_limit,
         numerics: device.numerics(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_beside_the_weights_is_the_cache() {
+        let error = ModelError::WeightsDoNotFit { needed: 130, available: 100, limited_by: "MemAvailable".to_owned() };
+        assert_eq!(
+            cache_refusal(error, 30, 100).to_string(),
+            "cache: found 100 bytes, expected at most 70, which are left beside the trunk's 30 (MemAvailable)"
+        );
     }
 }

@@ -44,5 +44,7 @@ fn a_device_that_cannot_is_refused() {
     let refused = AttentionService::start(config, reference(), checkpoint, experts, &prometheus::Registry::new());
     let Err(error) = refused else { panic!("accepted") };
     let message = error.to_string();
-    assert!(message.contains("exact: found false, expected true"), "{message}");
+    let expected =
+        "exact: found false, which needs attention over expanded keys and values; device reference-1 has none";
+    assert_eq!(message, expected);
 }

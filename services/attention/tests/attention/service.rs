@@ -221,7 +221,7 @@ async fn settings_that_contradict_the_model_are_refused() {
     assert_eq!(context, "context_limit: found 2000, expected 1 to the model's 1024");
     let cache = refused(|config| (config.context_limit, config.cache) = (Some(200), CacheSize::Blocks(3)));
     assert_eq!(cache, "context_limit: found 200, expected at most the 192 positions that the cache holds");
-    assert!(refused(|config| config.cache = CacheSize::Bytes(10)).starts_with("cache: found Bytes(10)"));
+    assert!(refused(|config| config.cache = CacheSize::Bytes(10)).starts_with("cache: found 10 bytes, expected"));
     assert!(refused(|config| config.max_running = 0).starts_with("max_running"));
 }
 

@@ -14,9 +14,21 @@ pub use retry::{Pauses, RetryArgs};
 pub use sampling::SamplingArgs;
 pub use speed::Speed;
 
-use std::{error::Error, io};
+use std::{
+    error::Error,
+    fmt::Display,
+    io::{self, Write},
+};
 
 use anyhow::Result;
+
+/// What may help whoever asked something else than a router's gRPC API.
+const EXPECTED_GRPC: &str = "expected the gRPC address of a router (its --grpc, 127.0.0.1:50051 by default)";
+
+/// Says something on standard error, a line; whoever read it may have gone, as `head` does.
+pub fn say(text: impl Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
 
 /// The innermost reason of an error, which says most.
 fn cause(error: &dyn Error) -> String {

@@ -23,6 +23,7 @@ use super::{
     expert_node::numerics,
     host::{self, Host, HostArgs},
     member,
+    range::range,
 };
 
 /// Where layers are dispatched.
@@ -54,7 +55,7 @@ pub struct AttentionCommand {
     #[arg(long, env = "CONCLAVE_DISPATCH", value_enum, default_value = "router")]
     dispatch: DispatchMode,
     /// Longest context in tokens [default: the model's, or what the cache holds].
-    #[arg(long, env = "CONCLAVE_CONTEXT", value_name = "TOKENS")]
+    #[arg(long, env = "CONCLAVE_CONTEXT", value_name = "TOKENS", value_parser = range::<u32>(1..=u32::MAX.into()))]
     context: Option<u32>,
 }
 
@@ -72,28 +73,20 @@ pub async fn run(args: AttentionCommand) -> Result<()> {
 
 async fn live(args: &AttentionCommand, instance: &str) -> Result<()> {
     let mut host = Host::new("attention", host::SERVER_GRACE)?;
-    let listener = listen::bind(&args.host.grpc).await?;
-    let address = member::advertised(&args.cluster, listener.local_addr()?)?;
-    host.serve_admin(&args.host.admin).await?;
     let device = args.device.open()?;
+    let listener = listen::bind(&args.host.grpc).await?;
+    let address = member::advertised(&args.cluster, "--grpc", listener.local_addr()?)?;
+    host.serve_admin(&args.host.admin).await?;
     let checkpoint = args.model.open().await?;
+    args.attention.check(args.context, &device, &checkpoint)?;
 
-    let membership = member::connect(&args.cluster).await?;
+    let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
     let record = member::record(instance, Role::Attention, address, &checkpoint, numerics(&device));
     let make: MakeMember = Arc::new(move |_| Ok(record.clone()));
     let registration = membership.register(make).await?;
     let moe = moe_link(args, &checkpoint, &*membership, &host.registry)?;
-    let node = tokio::select! {
-        loaded = load(args, instance, &device, &checkpoint, moe, &host) => loaded,
-        () = host.stop.cancelled() => Err(anyhow::anyhow!("ended before the trunk was loaded")),
-    };
-    let node = match node {
-        Ok(node) => node,
-        Err(error) => {
-            registration.leave().await.ok();
-            return Err(error);
-        }
-    };
+    let load = load(args, instance, &device, &checkpoint, moe, &host);
+    let Some(node) = host::load_or_leave(&host, &*registration, load).await? else { return host.end().await };
     host.serve_grpc(listener, node.routes.clone());
     registration.set_state(MemberState::Ready).await?;
     host.readiness.set(State::Ready);

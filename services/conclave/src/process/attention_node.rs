@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use async_trait::async_trait;
 use clap::Args;
-use conclave_attention::{AttentionConfig, AttentionService, CacheSize, sampler::TokenMask};
+use conclave_attention::{AttentionConfig, AttentionError, AttentionService, CacheSize, sampler::TokenMask};
 use conclave_dispatch::MoeLink;
 use conclave_kernels::Device;
 use conclave_model::{Checkpoint, Progress};
@@ -19,13 +19,16 @@ use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
 use prometheus::Registry;
 use tonic::service::Routes;
 
-use super::device::{AnyDevice, on_device};
+use super::{
+    device::{AnyDevice, on_device},
+    range::range,
+};
 
 /// How the attention service batches and caches.
 #[derive(Debug, Clone, Args)]
 pub struct AttentionArgs {
     /// Size of the latent cache in MiB; taken as it fills.
-    #[arg(long, env = "CONCLAVE_CACHE_MIB", value_name = "MIB", default_value = "1024")]
+    #[arg(long, env = "CONCLAVE_CACHE_MIB", value_name = "MIB", default_value = "1024", value_parser = range::<u64>(1..=1 << 40))]
     pub cache_mib: u64,
     /// Keep no latents for other sequences with the same prefix.
     #[arg(long, env = "CONCLAVE_NO_PREFIX_CACHE")]
@@ -35,24 +38,34 @@ pub struct AttentionArgs {
     #[arg(long, env = "CONCLAVE_NO_EXACT")]
     pub no_exact: bool,
     /// Sequences that run at the same time; more wait.
-    #[arg(long, env = "CONCLAVE_MAX_RUNNING", value_name = "N", default_value = "64")]
+    #[arg(long, env = "CONCLAVE_MAX_RUNNING", value_name = "N", default_value = "64", value_parser = range::<usize>(1..=65_536))]
     pub max_running: usize,
     /// Sequences that may wait; more are refused.
-    #[arg(long, env = "CONCLAVE_MAX_WAITING", value_name = "N", default_value = "256")]
+    #[arg(long, env = "CONCLAVE_MAX_WAITING", value_name = "N", default_value = "256", value_parser = range::<usize>(0..=1_048_576))]
     pub max_waiting: usize,
     /// Tokens of one step at most, of all sequences together.
-    #[arg(long, env = "CONCLAVE_STEP_TOKENS", value_name = "TOKENS", default_value = "512")]
+    #[arg(long, env = "CONCLAVE_STEP_TOKENS", value_name = "TOKENS", default_value = "512", value_parser = range::<usize>(1..=1_048_576))]
     pub step_tokens: usize,
     /// Tokens of one prompt in one step at most.
-    #[arg(long, env = "CONCLAVE_PREFILL_CHUNK", value_name = "TOKENS", default_value = "512")]
+    #[arg(long, env = "CONCLAVE_PREFILL_CHUNK", value_name = "TOKENS", default_value = "512", value_parser = range::<usize>(1..=1_048_576))]
     pub prefill_chunk: usize,
     /// Time of a step, in milliseconds, while sequences decode: as many prompt tokens go along as are expected to fit into
     /// it, at least 64.
-    #[arg(long, env = "CONCLAVE_STEP_TARGET", value_name = "MS", default_value = "250")]
+    #[arg(long, env = "CONCLAVE_STEP_TARGET", value_name = "MS", default_value = "250", value_parser = range::<u64>(0..=3_600_000))]
     pub step_target: u64,
 }
 
 impl AttentionArgs {
+    /// Checks what the flags say against the device and the checkpoint, before weights are read.
+    ///
+    /// # Errors
+    /// Naming the flag, what was found and what was expected.
+    pub fn check(&self, context: Option<u32>, device: &AnyDevice, checkpoint: &Checkpoint) -> Result<()> {
+        let config = self.config("attention", context, None);
+        on_device!(device, device => config.size(&**device, checkpoint)).map_err(of_flag)?;
+        Ok(())
+    }
+
     /// The settings of a service that samples no id but those `allowed`; `None`: all of the vocabulary.
     pub fn config(&self, instance: &str, context: Option<u32>, allowed: Option<TokenMask>) -> AttentionConfig {
         AttentionConfig {
@@ -68,6 +81,26 @@ impl AttentionArgs {
             allowed_tokens: allowed,
             ..AttentionConfig::new(InstanceId(instance.to_owned()))
         }
+    }
+}
+
+/// A setting's error by the flag that it comes from.
+fn of_flag(error: AttentionError) -> anyhow::Error {
+    match error {
+        AttentionError::Config { field, found, expected } => {
+            let flag = match field {
+                "cache" => "--cache-mib".to_owned(),
+                "context_limit" => "--context".to_owned(),
+                "max_running" | "step_tokens" | "prefill_chunk" => format!("--{}", field.replace('_', "-")),
+                other => other.to_owned(),
+            };
+            anyhow!("{flag}: found {found}, expected {expected}")
+        }
+        AttentionError::NotExpanding { device } => anyhow!(
+            "--no-exact: device {device} has no attention over expanded keys and values; leave --no-exact out, or compute \
+             with --device cpu"
+        ),
+        error => error.into(),
     }
 }
 
@@ -109,7 +142,7 @@ impl AttentionNode {
         let startup = Startup::new(registry)?;
         let progress = Progress::new(move |done, total| startup.set("trunk", done as f64 / total.max(1) as f64));
         let config = AttentionConfig { progress, ..config };
-        let service = AttentionService::start(config, device, checkpoint, moe, registry)?;
+        let service = AttentionService::start(config, device, checkpoint, moe, registry).map_err(of_flag)?;
         let draining = service.clone();
         Ok(Self {
             routes: Routes::new(service.grpc_server()),

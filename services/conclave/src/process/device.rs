@@ -2,12 +2,10 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-#[cfg(feature = "cuda")]
-use anyhow::Context;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 #[cfg(feature = "cuda")]
-use conclave_kernels::cuda::{Cuda, CudaRates, Gpu, GpuOptions};
+use conclave_kernels::cuda::{Cuda, CudaError, CudaRates, Gpu, GpuOptions};
 use conclave_kernels::{Cpu, CpuRates, Isa, Pool, RateProbe, Reference};
 
 #[cfg(not(feature = "cuda"))]
@@ -71,12 +69,14 @@ impl DeviceArgs {
     /// Makes the device and its threads.
     ///
     /// # Errors
-    /// When the machine lacks the instruction set or the GPU, or gives no threads.
+    /// When the machine lacks the instruction set or the GPU, or gives no threads; when the directory of kernels is none, or
+    /// holds none for the GPU.
     pub fn open(&self) -> Result<AnyDevice> {
+        self.check_kernel_dir()?;
         let pool = || Ok::<_, anyhow::Error>(Pool::new(self.count()?)?);
         Ok(match self.device {
             DeviceKind::Reference => AnyDevice::Reference(Arc::new(Reference::new(pool()?))),
-            DeviceKind::Cpu => AnyDevice::Cpu(Arc::new(Cpu::new(pool()?, self.isa)?)),
+            DeviceKind::Cpu => AnyDevice::Cpu(Arc::new(Cpu::new(pool()?, self.isa).context("--isa")?)),
             DeviceKind::Cuda => self.cuda()?,
         })
     }
@@ -107,10 +107,29 @@ impl DeviceArgs {
         Ok(threads)
     }
 
+    /// A path that leads nowhere is a mistake whatever computes; which files there must be, only the GPU's chip says.
+    fn check_kernel_dir(&self) -> Result<()> {
+        let Some(directory) = &self.kernel_dir else { return Ok(()) };
+        let expected = "expected a directory of kernels, such as linear.sm_90a.cubin";
+        match std::fs::metadata(directory) {
+            Err(error) => bail!("--kernel-dir {}: {error}; {expected}", directory.display()),
+            Ok(found) if !found.is_dir() => bail!("--kernel-dir {}: found a file, {expected}", directory.display()),
+            Ok(_) => {}
+        }
+        if self.device != DeviceKind::Cuda {
+            tracing::warn!("--kernel-dir changes nothing: only --device cuda takes kernels from it");
+        }
+        Ok(())
+    }
+
     /// The first GPU that this process sees, with a queue of its own.
     #[cfg(feature = "cuda")]
     fn gpu(&self) -> Result<Gpu> {
-        Gpu::new(&GpuOptions { ordinal: 0, kernel_dir: self.kernel_dir.clone() }).context("--device cuda")
+        let options = GpuOptions { ordinal: 0, kernel_dir: self.kernel_dir.clone() };
+        Gpu::new(&options).map_err(|error| {
+            let flag = if matches!(error, CudaError::Code { .. }) { "--kernel-dir" } else { "--device cuda" };
+            anyhow::Error::new(error).context(flag)
+        })
     }
 
     #[cfg(feature = "cuda")]
@@ -148,5 +167,30 @@ mod tests {
             let error = args.rates().map(|_| "rates").unwrap_err();
             assert!(format!("{error:#}").starts_with("--device cuda: "), "{error:#}");
         }
+    }
+
+    #[test]
+    fn a_directory_of_kernels_must_be_one() {
+        for device in [DeviceKind::Cpu, DeviceKind::Cuda] {
+            let open = |path: &str| {
+                let kernel_dir = Some(PathBuf::from(path));
+                DeviceArgs { device, threads: Some(1), isa: None, kernel_dir }
+                    .open()
+                    .err()
+                    .map(|error| error.to_string())
+            };
+            let expected = "expected a directory of kernels, such as linear.sm_90a.cubin";
+            let error = open("/nowhere").expect("refused");
+            assert_eq!(error, format!("--kernel-dir /nowhere: No such file or directory (os error 2); {expected}"));
+            let file = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+            assert_eq!(open(file).expect("refused"), format!("--kernel-dir {file}: found a file, {expected}"));
+        }
+        let there = DeviceArgs {
+            device: DeviceKind::Cpu,
+            threads: Some(1),
+            isa: None,
+            kernel_dir: Some(PathBuf::from(env!("CARGO_MANIFEST_DIR"))),
+        };
+        assert!(there.open().is_ok(), "the cpu device has no use for it");
     }
 }

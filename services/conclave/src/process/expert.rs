@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use conclave_cluster::{CellChoice, CellShape, Loads, MakeMember, Member, MemberState, Registration, Role, choose};
+use conclave_cluster::{
+    CellChoice, CellShape, ClusterView, Loads, MakeMember, Member, MemberState, Registration, Role, choose,
+};
 use conclave_expert::ExpertConfig;
 use conclave_model::Checkpoint;
 use conclave_serve::{
@@ -21,6 +23,7 @@ use super::{
     expert_node::{ExpertNode, numerics},
     host::{self, Host, HostArgs},
     member,
+    range::range,
 };
 
 /// Run one expert shard: some cells of routed experts.
@@ -45,7 +48,7 @@ pub struct ExpertArgs {
     #[arg(long, env = "CONCLAVE_SHARD", value_name = "I/N")]
     shard: Option<CellChoice>,
     /// Rows that may wait; more are refused.
-    #[arg(long, env = "CONCLAVE_QUEUE_ROWS", value_name = "ROWS", default_value = "16384")]
+    #[arg(long, env = "CONCLAVE_QUEUE_ROWS", value_name = "ROWS", default_value = "16384", value_parser = range::<usize>(1..=16_777_216))]
     queue_rows: usize,
 }
 
@@ -63,30 +66,22 @@ pub async fn run(args: ExpertArgs) -> Result<()> {
 
 async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
     let mut host = Host::new("expert", host::SERVER_GRACE)?;
-    let listener = MemberListener::bind(&args.host.grpc, member::near(&args.cluster).then_some(instance)).await?;
-    let address = member::advertised(&args.cluster, listener.local_addr()?)?;
-    host.serve_admin(&args.host.admin).await?;
     let device = args.device.open()?;
+    let listener = MemberListener::bind(&args.host.grpc, member::near(&args.cluster).then_some(instance)).await?;
+    let address = member::advertised(&args.cluster, "--grpc", listener.local_addr()?)?;
+    host.serve_admin(&args.host.admin).await?;
     let checkpoint = args.model.open().await?;
-
-    let membership = member::connect(&args.cluster).await?;
     let record = Member {
         same_host: member::same_host(&args.cluster, &listener),
         ..member::record(instance, Role::Expert, address, &checkpoint, numerics(&device))
     };
     let choice = args.shard.clone().unwrap_or_else(|| args.cells.clone());
-    let registration = membership.register(claim(record, choice, &checkpoint)?).await?;
-    let node = tokio::select! {
-        loaded = load(args, instance, &device, &checkpoint, &*registration, &host) => loaded,
-        () = host.stop.cancelled() => Err(anyhow::anyhow!("ended before the cells were loaded")),
-    };
-    let node = match node {
-        Ok(node) => node,
-        Err(error) => {
-            registration.leave().await.ok();
-            return Err(error);
-        }
-    };
+    let claim = claim(record, choice, &checkpoint)?;
+
+    let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
+    let registration = membership.register(claim).await?;
+    let load = load(args, instance, &device, &checkpoint, &*registration, &host);
+    let Some(node) = host::load_or_leave(&host, &*registration, load).await? else { return host.end().await };
     host.serve_members(node.lane.handle(), listener, node.served.clone())?;
     registration.set_state(MemberState::Ready).await?;
     host.readiness.set(State::Ready);
@@ -99,6 +94,9 @@ async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
 }
 
 /// The record with the cells that `choice` means among the members of the same checkpoint.
+///
+/// # Errors
+/// When the model has no experts, or not the cells that are asked for.
 fn claim(record: Member, choice: CellChoice, checkpoint: &Arc<Checkpoint>) -> Result<MakeMember> {
     let groups = checkpoint.config().cell_groups();
     if groups == 0 {
@@ -106,6 +104,8 @@ fn claim(record: Member, choice: CellChoice, checkpoint: &Arc<Checkpoint>) -> Re
     }
     let shape = CellShape { groups: u32::try_from(groups)?, spans: 1 };
     let fits = checkpoint.cells_that_fit();
+    // What is wrong whoever else is there is said before anybody is waited for.
+    choose(&choice, shape, &ClusterView::default(), &Loads::new(), fits)?;
     Ok(Arc::new(move |view| {
         let peers = view.of_checkpoint(&record.fingerprint);
         let cells = choose(&choice, shape, &peers, &Loads::new(), fits)?;

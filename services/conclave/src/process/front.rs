@@ -2,8 +2,8 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use anyhow::Result;
-use clap::Args;
+use anyhow::{Result, bail};
+use clap::{Args, builder::NonEmptyStringValueParser};
 use conclave_model::Checkpoint;
 use conclave_router::{
     ApiKeys, FrontConfig, ServedModel,
@@ -11,6 +11,8 @@ use conclave_router::{
 };
 use prometheus::Registry;
 use tokio::sync::watch;
+
+use super::range::{YEAR, range};
 
 /// The public API.
 #[derive(Debug, Clone, Args)]
@@ -22,19 +24,19 @@ pub struct FrontArgs {
     #[arg(long, env = "CONCLAVE_GRPC", value_name = "ADDR", default_value = "127.0.0.1:50051")]
     pub grpc: String,
     /// Name under which clients ask for the model [default: the checkpoint's own].
-    #[arg(long, env = "CONCLAVE_MODEL_NAME", value_name = "NAME")]
+    #[arg(long, env = "CONCLAVE_MODEL_NAME", value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub model_name: Option<String>,
     /// File of API keys, one a line; without it everybody may call.
     #[arg(long, env = "CONCLAVE_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
     /// Longest context in tokens [default: the model's].
-    #[arg(long, env = "CONCLAVE_CONTEXT", value_name = "TOKENS")]
+    #[arg(long, env = "CONCLAVE_CONTEXT", value_name = "TOKENS", value_parser = range::<u32>(1..=u32::MAX.into()))]
     pub context: Option<u32>,
     /// Sequences that may run at the same time; more are refused.
-    #[arg(long, env = "CONCLAVE_MAX_SEQUENCES", value_name = "N", default_value = "4096")]
+    #[arg(long, env = "CONCLAVE_MAX_SEQUENCES", value_name = "N", default_value = "4096", value_parser = range::<usize>(1..=1_048_576))]
     pub max_sequences: usize,
     /// Seconds after which a request that sets no deadline of its own ends.
-    #[arg(long, env = "CONCLAVE_REQUEST_TIMEOUT", value_name = "SECONDS", default_value = "600")]
+    #[arg(long, env = "CONCLAVE_REQUEST_TIMEOUT", value_name = "SECONDS", default_value = "600", value_parser = range::<u64>(1..=YEAR))]
     pub request_timeout: u64,
 }
 
@@ -53,8 +55,12 @@ impl FrontArgs {
     /// The model of a checkpoint as the API shows it.
     ///
     /// # Errors
-    /// When its tokenizer, template or generation config is broken.
+    /// When its tokenizer, template or generation config is broken, or its context shorter than the flags say.
     pub fn model(&self, checkpoint: &Checkpoint) -> Result<ServedModel> {
+        let most = checkpoint.config().max_position;
+        if let Some(asked) = self.context.filter(|asked| *asked as usize > most) {
+            bail!("--context: found {asked}, expected 1 to the model's {most}");
+        }
         let mut model = ServedModel::of(checkpoint)?;
         if let Some(name) = &self.model_name {
             model.name.clone_from(name);

@@ -21,6 +21,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use super::range::{YEAR, range};
+
 /// Longest wait for servers whose service has drained.
 pub const SERVER_GRACE: Duration = Duration::from_millis(500);
 
@@ -34,7 +36,7 @@ pub struct HostArgs {
     #[arg(long, env = "CONCLAVE_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:0")]
     pub admin: String,
     /// Longest time, in seconds, to finish what is under way when told to end.
-    #[arg(long, env = "CONCLAVE_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30")]
+    #[arg(long, env = "CONCLAVE_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = range::<u64>(0..=YEAR))]
     pub drain_timeout: u64,
 }
 
@@ -234,6 +236,27 @@ pub fn fail(readiness: &Readiness, stop: &CancellationToken, reason: String) {
     tracing::error!(reason, "cannot go on");
     readiness.set(State::Failed(reason));
     stop.cancel();
+}
+
+/// What a member loads once its record stands; the record goes where that fails. `None`: the process was told to end before.
+///
+/// # Errors
+/// Those of `load`.
+pub async fn load_or_leave<T>(
+    host: &Host,
+    registration: &dyn Registration,
+    load: impl Future<Output = Result<T>>,
+) -> Result<Option<T>> {
+    let loaded = tokio::select! {
+        loaded = load => loaded.map(Some),
+        () = host.stop.cancelled() => Ok(None),
+    };
+    if !matches!(loaded, Ok(Some(_)))
+        && let Err(error) = registration.leave().await
+    {
+        tracing::warn!(%error, "the record of this member is left to its lease");
+    }
+    loaded
 }
 
 /// The end of a member's life: takes no new work, finishes what it has, then goes.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use conclave_attention::sampler::TokenMask;
 use conclave_cluster::{
     CellChoice, CellShape, Loads, LocalMembership, MakeMember, Member, MemberState, Membership, Registration, Role,
@@ -129,6 +129,9 @@ async fn start_experts<D: Device>(
     device: &Arc<D>,
     checkpoint: &Arc<Checkpoint>,
 ) -> Result<Vec<Shard>> {
+    if count == 0 {
+        bail!("--shards: found 0, expected at least 1: somebody has to hold the experts");
+    }
     let names: Vec<String> = (1..=count).map(|i| format!("expert-{i}")).collect();
     let registries = metrics::shard_registries(&shown.registry, &names)?;
     let mut shards = Vec::new();

@@ -10,27 +10,35 @@ use anyhow::{Result, bail};
 use conclave_cluster::{EtcdConfig, EtcdMembership, Member, MemberState, Membership, Role, SameHost};
 use conclave_model::Checkpoint;
 use conclave_proto::InstanceId;
-use conclave_serve::{args::ClusterArgs, listen::MemberListener};
+use conclave_serve::{State, args::ClusterArgs, listen::MemberListener};
 
-/// Joins the coordinator that the flags name.
+use super::host::Host;
+
+/// Joins the coordinator that the flags name, as soon as it answers. `None`: the process was told to end before.
 ///
 /// # Errors
-/// When it does not answer.
-pub async fn connect(args: &ClusterArgs) -> Result<Arc<dyn Membership>> {
+/// When it does not answer for as long as the flags say.
+pub async fn connect(args: &ClusterArgs, host: &Host) -> Result<Option<Arc<dyn Membership>>> {
+    host.readiness.set(State::Starting(format!("waiting for etcd at {}", args.etcd.join(", "))));
     let config = EtcdConfig::new(args.etcd.clone(), &args.cluster, args.lease_ttl);
-    Ok(Arc::new(EtcdMembership::connect(config).await?))
+    let config = EtcdConfig { patience: args.etcd_patience, ..config };
+    let membership = tokio::select! {
+        membership = EtcdMembership::connect(config) => membership?,
+        () = host.stop.cancelled() => return Ok(None),
+    };
+    Ok(Some(Arc::new(membership)))
 }
 
 /// The address that others are told: as given, or the one listened on.
 ///
 /// # Errors
-/// When the process listens on all interfaces and no address is given.
-pub fn advertised(args: &ClusterArgs, listening: SocketAddr) -> Result<String> {
+/// When the process listens on all interfaces, as `flag` says, and no address is given.
+pub fn advertised(args: &ClusterArgs, flag: &str, listening: SocketAddr) -> Result<String> {
     if let Some(address) = &args.advertise {
         return Ok(address.clone());
     }
     if listening.ip().is_unspecified() {
-        bail!("--advertise: needed, since --grpc listens on all interfaces ({listening})");
+        bail!("--advertise: needed, since {flag} listens on all interfaces ({listening})");
     }
     Ok(format!("http://{listening}"))
 }

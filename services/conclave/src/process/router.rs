@@ -9,10 +9,10 @@ use conclave_dispatch::{DispatchConfig, Dispatcher, ModelShape, RemoteShards, se
 use conclave_model::Checkpoint;
 use conclave_router::{
     Role as Part, RouterService, dispatch_routes,
-    front::{ClusterLoad, GrpcAttention, NoLoad},
+    front::{ClusterLoad, Front, GrpcAttention, NoLoad, ServedModel},
 };
 use conclave_serve::{
-    Lane, Stirrer,
+    Lane, State, Stirrer,
     args::{ClusterArgs, LogArgs},
     listen::{self, MemberListener},
     telemetry,
@@ -30,6 +30,7 @@ use super::{
     connectors::DispatcherLoad,
     host::{self, Host, MemberService},
     member,
+    range::{YEAR, range},
 };
 
 /// Run a router: the public API, dispatch of MoE layers to expert shards, or both.
@@ -56,7 +57,7 @@ pub struct RouterArgs {
     #[arg(long, env = "CONCLAVE_DISPATCH_THREADS", value_name = "N", default_value = "1")]
     dispatch_threads: usize,
     /// Longest time, in seconds, to finish what is under way when told to end.
-    #[arg(long, env = "CONCLAVE_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30")]
+    #[arg(long, env = "CONCLAVE_DRAIN_TIMEOUT", value_name = "SECONDS", default_value = "30", value_parser = range::<u64>(0..=YEAR))]
     drain_timeout: u64,
 }
 
@@ -118,15 +119,17 @@ impl DispatchRuntime {
 
 async fn live(args: &RouterArgs, instance: &str, runtime: &DispatchRuntime) -> Result<()> {
     let mut host = Host::new("router", Duration::from_secs(args.drain_timeout))?;
+    let keys = args.front.keys()?;
     let http = listen::bind(&args.front.http).await?;
     let (public, dispatch) = bind(args, instance).await?;
-    let listening = match (&dispatch, &public) {
-        (Some(dispatch), _) => dispatch.local_addr()?,
-        (None, public) => public.as_ref().context("a role that listens")?.local_addr()?,
+    let (flag, listening) = match (&dispatch, &public) {
+        (Some(dispatch), _) => ("--dispatch", dispatch.local_addr()?),
+        (None, public) => ("--grpc", public.as_ref().context("a role that listens")?.local_addr()?),
     };
-    let address = member::advertised(&args.cluster, listening)?;
+    let address = member::advertised(&args.cluster, flag, listening)?;
     let checkpoint = args.model.open().await?;
-    let membership = member::connect(&args.cluster).await?;
+    let model = args.role.is_front().then(|| args.front.model(&checkpoint)).transpose()?;
+    let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
 
     let here = args.cluster.same_host.host();
     let same_host = dispatch.as_ref().and_then(|listener| member::same_host(&args.cluster, listener));
@@ -142,22 +145,24 @@ async fn live(args: &RouterArgs, instance: &str, runtime: &DispatchRuntime) -> R
     };
     let make: MakeMember = Arc::new(move |_| Ok(record.clone()));
     let registration = membership.register(make).await?;
-    match public {
-        Some(grpc) => serve_front(args, &mut host, &checkpoint, &*membership, dispatcher, Listeners { http, grpc })?,
+    match public.zip(model) {
+        Some((grpc, model)) => {
+            let (front, load) = front(args, model, &*membership, dispatcher, &host.registry)?;
+            let (readiness, registry) = (host.readiness.clone(), host.registry.clone());
+            host.serve_front(RouterService { front, load, keys, readiness, registry }, http, grpc)?;
+        }
         None => host.serve_admin_on(http),
     }
     registration.set_state(MemberState::Ready).await?;
+    if !args.role.is_front() {
+        host.readiness.set(State::Ready);
+    }
     tracing::info!(instance, role = %args.role, "registered");
 
     host.stop.cancelled().await;
     let (readiness, limit) = (host.readiness.clone(), Duration::from_secs(args.drain_timeout) + host::SERVER_GRACE);
     host::leave(&readiness, &*registration, host.end_requests(), limit).await;
     host.end().await
-}
-
-struct Listeners {
-    http: TcpListener,
-    grpc: TcpListener,
 }
 
 /// Where the public API and dispatch listen, as far as this router has them.
@@ -201,22 +206,19 @@ fn dispatcher(
     ModelShape::new(checkpoint.config()).map(|shape| Dispatcher::new(config, shape, membership, shards, registry))
 }
 
-fn serve_front(
+/// The front, and what it shows of the experts' load.
+fn front(
     args: &RouterArgs,
-    host: &mut Host,
-    checkpoint: &Checkpoint,
+    model: ServedModel,
     membership: &dyn Membership,
     dispatcher: Option<Arc<Dispatcher>>,
-    listeners: Listeners,
-) -> Result<()> {
-    let connector = Arc::new(GrpcAttention::new(checkpoint.fingerprint())?);
-    let (model, keys) = (args.front.model(checkpoint)?, args.front.keys()?);
-    let front = args.front.front(model, membership.watch(), connector, &host.registry)?;
+    registry: &Registry,
+) -> Result<(Arc<Front>, Arc<dyn ClusterLoad>)> {
+    let connector = Arc::new(GrpcAttention::new(&model.fingerprint)?);
+    let front = args.front.front(model, membership.watch(), connector, registry)?;
     let load: Arc<dyn ClusterLoad> = match dispatcher {
         Some(dispatcher) => Arc::new(DispatcherLoad(dispatcher)),
         None => Arc::new(NoLoad),
     };
-    let (readiness, registry) = (host.readiness.clone(), host.registry.clone());
-    let service = RouterService { front, load, keys, readiness, registry };
-    host.serve_front(service, listeners.http, listeners.grpc)
+    Ok((front, load))
 }

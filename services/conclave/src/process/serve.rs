@@ -1,6 +1,10 @@
 //! `conclave serve`: everything in one process, over the same parts and the same code as a cluster.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    time::Duration,
+};
 
 use anyhow::Result;
 use clap::Args;
@@ -13,6 +17,7 @@ use super::{
     host::Host,
     in_process::{InProcess, Settings, Shown},
     member,
+    range::range,
 };
 
 /// A request that is under way gets this long when the process is told to end.
@@ -35,7 +40,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub log: LogArgs,
     /// Expert shards to run in this process, each with its part of the cells.
-    #[arg(long, env = "CONCLAVE_SHARDS", value_name = "N", default_value = "1")]
+    #[arg(long, env = "CONCLAVE_SHARDS", value_name = "N", default_value = "1", value_parser = range::<u32>(1..=65_536))]
     pub shards: u32,
 }
 
@@ -52,13 +57,14 @@ pub async fn run(args: ServeArgs) -> Result<()> {
 
 async fn live(args: &ServeArgs) -> Result<()> {
     let mut host = Host::new("serve", GRACE)?;
+    let (device, keys) = (args.device.open()?, args.front.keys()?);
     let http = listen::bind(&args.front.http).await?;
     let grpc = listen::bind(&args.front.grpc).await?;
     let (http_address, grpc_address) = (http.local_addr()?, grpc.local_addr()?);
-    let device = args.device.open()?;
     let checkpoint = args.model.open().await?;
     checkpoint.check_memory(checkpoint.total_bytes())?;
-    let (model, keys) = (args.front.model(&checkpoint)?, args.front.keys()?);
+    let model = args.front.model(&checkpoint)?;
+    args.attention.check(args.front.context, &device, &checkpoint)?;
 
     let (attention, context, shards) = (&args.attention, args.front.context, args.shards);
     let settings = Settings { model: &model, attention, context, shards };
@@ -91,9 +97,11 @@ fn greet(model: &ServedModel, http: SocketAddr, grpc: SocketAddr) {
             "http://{http}/v1/completions -H 'content-type: application/json' -d '{{\"prompt\":[1,2,3],\"max_tokens\":16}}'"
         )
     };
-    println!("\n{} is ready: http://{http} (OpenAI API), http://{grpc} (gRPC). Try:\n", model.name);
-    println!("  curl -s {body}\n");
-    if model.text.is_some() {
-        println!("  conclave chat --url http://{http}/v1\n");
-    }
+    let chat = match model.text.is_some() {
+        true => format!("  conclave chat --url http://{http}/v1\n\n"),
+        false => String::new(),
+    };
+    let ready = format!("\n{} is ready: http://{http} (OpenAI API), http://{grpc} (gRPC). Try:\n\n", model.name);
+    // Nobody may be reading.
+    let _ = io::stdout().write_all(format!("{ready}  curl -s {body}\n\n{chat}").as_bytes());
 }

@@ -1,9 +1,8 @@
 //! What dispatch counts.
 
-use prometheus::core::Collector;
+use conclave_serve::metrics::Maker;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    exponential_buckets,
+    Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, exponential_buckets,
 };
 
 use crate::link::Transport;
@@ -28,7 +27,7 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Makes the metrics and registers those whose names are free: a second dispatcher of a process counts unseen.
     pub(crate) fn new(registry: &Registry) -> Self {
-        let maker = Maker(registry);
+        let maker = Maker::new(registry, "conclave_dispatch");
         let latency = || exponential_buckets(50e-6, 2.0, 18).unwrap_or_default();
         let counts = || (1..=16).map(f64::from).collect::<Vec<_>>();
         Self {
@@ -66,44 +65,4 @@ impl Metrics {
             let _ = self.links.remove_label_values(&[shard, transport.name()]);
         }
     }
-}
-
-struct Maker<'a>(&'a Registry);
-
-impl Maker<'_> {
-    fn add<M: Collector + Clone + 'static>(&self, made: Result<M, prometheus::Error>) -> M {
-        let metric = made.expect("metric names and labels are constants");
-        if let Err(error) = self.0.register(Box::new(metric.clone())) {
-            tracing::debug!(%error, "metric not registered");
-        }
-        metric
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.add(IntCounter::new(full(name), help))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.add(IntGauge::new(full(name), help))
-    }
-
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-        self.add(IntGaugeVec::new(Opts::new(full(name), help), labels))
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        self.add(IntCounterVec::new(Opts::new(full(name), help), labels))
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
-        self.add(Histogram::with_opts(HistogramOpts::new(full(name), help).buckets(buckets)))
-    }
-
-    fn histograms(&self, name: &str, help: &str, buckets: Vec<f64>, labels: &[&str]) -> HistogramVec {
-        self.add(HistogramVec::new(HistogramOpts::new(full(name), help).buckets(buckets), labels))
-    }
-}
-
-fn full(name: &str) -> String {
-    format!("conclave_dispatch_{name}")
 }

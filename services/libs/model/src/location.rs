@@ -36,6 +36,9 @@ fn locate_in(location: &str, hub: Option<&Path>) -> Result<Located, ModelError> 
         return Ok(Located { dir: dir.to_path_buf(), name: directory_name(dir) });
     }
     let mut looked = Path::new(".").join(location).display().to_string();
+    if dir.is_file() {
+        looked.push_str(", which is a file");
+    }
     if let (Some(hub), Some((org, name))) = (hub, repository(location)) {
         let repository = hub.join(format!("models--{org}--{name}"));
         if let Some(dir) = snapshot(&repository) {
@@ -109,6 +112,13 @@ mod tests {
             let error = locate_in("org/name", Some(hub.path())).unwrap_err();
             assert!(matches!(error, ModelError::NotFound { .. }), "{revision:?}: {error}");
         }
+    }
+
+    #[test]
+    fn a_file_is_said_to_be_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = locate_in(&file.path().to_string_lossy(), None).unwrap_err().to_string();
+        assert!(error.contains("expected a directory") && error.ends_with(", which is a file)"), "{error}");
     }
 
     #[test]

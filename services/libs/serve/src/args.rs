@@ -1,5 +1,6 @@
 //! Flags that several services share. Each is also an environment variable `CONCLAVE_*`.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use clap::Args;
@@ -40,6 +41,9 @@ pub struct ClusterArgs {
     /// etcd endpoints, http://host:port, comma-separated.
     #[arg(long, env = "CONCLAVE_ETCD", value_name = "URLS", value_delimiter = ',', required = true, value_parser = endpoint)]
     pub etcd: Vec<String>,
+    /// Seconds to wait for an etcd that does not answer when this process starts; 0: one attempt.
+    #[arg(long, env = "CONCLAVE_ETCD_PATIENCE", value_name = "SECONDS", default_value = "60", value_parser = patience)]
+    pub etcd_patience: Duration,
     /// Name of the cluster; several may share one etcd.
     #[arg(long, env = "CONCLAVE_CLUSTER", value_name = "NAME", default_value = "default", value_parser = name)]
     pub cluster: String,
@@ -102,9 +106,17 @@ pub fn name(value: &str) -> Result<String, String> {
 }
 
 fn lease_ttl(value: &str) -> Result<Duration, String> {
+    seconds(value, 1..=3600)
+}
+
+fn patience(value: &str) -> Result<Duration, String> {
+    seconds(value, 0..=86_400)
+}
+
+fn seconds(value: &str, range: RangeInclusive<u64>) -> Result<Duration, String> {
     let seconds: u64 = value.parse().map_err(|_| format!("{value:?} is no whole number of seconds"))?;
-    if !(1..=3600).contains(&seconds) {
-        return Err(format!("{seconds} s, expected 1 to 3600"));
+    if !range.contains(&seconds) {
+        return Err(format!("{seconds} s, expected {} to {}", range.start(), range.end()));
     }
     Ok(Duration::from_secs(seconds))
 }
@@ -129,6 +141,7 @@ mod tests {
         let Command { log, cluster } = parsed.expect("valid flags");
         assert_eq!(cluster.etcd, ["http://10.0.0.1:2379", "http://b:2379"]);
         assert_eq!((cluster.cluster.as_str(), cluster.lease_ttl), ("default", Duration::from_secs(7)));
+        assert_eq!(cluster.etcd_patience, Duration::from_secs(60));
         assert_eq!((log.log.as_str(), log.log_format), ("info", LogFormat::Text));
         assert!(cluster.instance("expert").expect("randomness").starts_with("expert-"));
     }
@@ -141,6 +154,8 @@ mod tests {
             (&["x", "--etcd", "a"], "expected http://host:port"),
             (&["x", "--etcd", "http://:2379"], "expected http://host:port"),
             (&["x", "--etcd", "a:1", "--lease-ttl", "0"], "expected 1 to 3600"),
+            (&["x", "--etcd", "a:1", "--etcd-patience", "1m"], "\"1m\" is no whole number of seconds"),
+            (&["x", "--etcd", "a:1", "--etcd-patience", "86401"], "expected 0 to 86400"),
             (&["x", "--etcd", "a:1", "--id", "a/b"], "'/'"),
             (&["x", "--etcd", "a:1", "--cluster", ""], "expected 1 to 63"),
             (&["x", "--etcd", "a:1", "--log-format", "xml"], "xml"),

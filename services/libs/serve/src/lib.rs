@@ -7,6 +7,7 @@ pub mod flow;
 pub mod id;
 pub mod lane;
 pub mod listen;
+mod maker;
 pub mod metrics;
 mod process;
 mod readiness;

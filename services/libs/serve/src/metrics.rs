@@ -2,6 +2,7 @@
 
 use prometheus::{IntGaugeVec, Opts, Registry, TextEncoder};
 
+pub use crate::maker::Maker;
 use crate::process::ProcessCollector;
 pub use crate::startup::Startup;
 

@@ -2,6 +2,8 @@
 
 use std::io::{self, Stdout, Write};
 
+use crate::commands::say;
+
 const DIM: &str = "\x1b[2m";
 const RED: &str = "\x1b[31m";
 const BOLD: &str = "\x1b[1m";
@@ -88,7 +90,7 @@ impl<W: Write> Screen<W> {
     pub fn notice(&mut self, text: &str) -> io::Result<()> {
         match self.style {
             Style::Plain => {
-                eprintln!("conclave: {text}");
+                say(format_args!("conclave: {text}"));
                 Ok(())
             }
             Style::Terminal { .. } => self.line(DIM, text),

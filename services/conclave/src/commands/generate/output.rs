@@ -8,7 +8,7 @@ use std::{
 use conclave_proto::v1::{Delta, FinishReason, Finished, GenerateEvent, ScoredToken, Started, generate_event::Event};
 use serde_json::{Value, json};
 
-use crate::commands::Speed;
+use crate::commands::{Speed, say};
 
 /// From events to the characters to write.
 #[derive(Debug)]
@@ -190,13 +190,13 @@ impl<W: Write> Output<W> {
     /// Says something besides the answer.
     pub fn note(&mut self, text: &str) {
         self.begin_note();
-        eprintln!("conclave: {text}");
+        say(format_args!("conclave: {text}"));
     }
 
     /// Where answer and notes share a terminal, a note gets a line of its own.
     pub fn begin_note(&mut self) {
         if self.terminals.out && self.terminals.err && std::mem::take(&mut self.mid_line) {
-            eprintln!();
+            say("");
         }
     }
 

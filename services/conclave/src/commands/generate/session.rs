@@ -20,7 +20,7 @@ use tonic::{
 };
 
 use super::{output::Output, progress::Progress, request::milliseconds};
-use crate::commands::{Pauses, RetryArgs, cause};
+use crate::commands::{EXPECTED_GRPC, Pauses, RetryArgs, cause};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A server that hangs or whose host is gone is noticed after this and as long again.
@@ -133,7 +133,8 @@ impl Server {
         client: &mut InferenceClient<Channel>,
         progress: &mut Progress,
     ) -> Result<(), Failure> {
-        let model = client.get_model(self.request(GetModelRequest {})).await.map_err(failure)?.into_inner();
+        let asked = client.get_model(self.request(GetModelRequest {})).await;
+        let model = asked.map_err(|status| self.first_failure(status))?.into_inner();
         let known = self.model.get_or_insert_with(|| model.clone());
         if known.fingerprint != model.fingerprint {
             let (found, expected) = (&model.fingerprint, &known.fingerprint);
@@ -144,6 +145,15 @@ impl Server {
             progress.mix();
         }
         Ok(())
+    }
+
+    /// Why nobody said what is served. A server of something else answers nonsense, as the HTTP API does.
+    fn first_failure(&self, status: Status) -> Failure {
+        let nonsense = matches!(status.code(), Code::Unimplemented | Code::Unknown | Code::Internal);
+        if self.model.is_none() && nonsense && status.source().is_none() {
+            return Failure::Final(anyhow!("{}: {}: {EXPECTED_GRPC}", self.url, status.message()));
+        }
+        failure(status)
     }
 
     fn request<T>(&self, message: T) -> Request<T> {

@@ -15,7 +15,10 @@ use tonic::{
 };
 
 use super::{InspectArgs, cluster_text, pretty, view::View};
-use crate::commands::print::{self, Ink, Style};
+use crate::commands::{
+    EXPECTED_GRPC,
+    print::{self, Ink, Style},
+};
 
 /// Longest time to connect, and for each answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -106,10 +109,7 @@ fn authorization(key: &str) -> Result<MetadataValue<Ascii>> {
 fn explain(url: &str, status: &Status) -> anyhow::Error {
     match status.code() {
         Code::Unauthenticated => anyhow!("{url}: {} (--api-key)", status.message()),
-        Code::Unimplemented | Code::Unknown | Code::Internal => anyhow!(
-            "{url}: {}: expected the gRPC address of a router (its --grpc, 127.0.0.1:50051 by default)",
-            status.message()
-        ),
+        Code::Unimplemented | Code::Unknown | Code::Internal => anyhow!("{url}: {}: {EXPECTED_GRPC}", status.message()),
         code => anyhow!("{url}: {code:?}: {}", status.message()),
     }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::commands::print::units::{bytes, percent};
+use crate::commands::{
+    print::units::{bytes, percent},
+    say,
+};
 
 /// Between two lines.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -41,7 +44,7 @@ impl Progress {
             Self::Lines(pace) => {
                 let mut pace = pace.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(line) = pace.line(done, Instant::now()) {
-                    eprintln!("{line}");
+                    say(line);
                 }
             }
         }

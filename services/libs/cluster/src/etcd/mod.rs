@@ -1,6 +1,7 @@
 //! Membership in etcd: a record under a lease, a watch, and the transactions that claim ids and cells.
 
 mod alarm;
+mod arrival;
 mod keeper;
 mod record;
 mod store;
@@ -40,14 +41,17 @@ pub struct EtcdConfig {
     pub cluster: String,
     /// Time to live of a member's lease; whole seconds, and etcd grants no less than one and a half of its elections.
     pub ttl: Duration,
-    /// Limit of one call, retries included, and so of finding out at start that nobody answers.
+    /// Limit of one call, retries included.
     pub timeout: Duration,
+    /// How long to go on calling at start while nobody answers; zero: for one call.
+    pub patience: Duration,
 }
 
 impl EtcdConfig {
-    /// The given places with a limit of three seconds a call.
+    /// The given places with a limit of three seconds a call, and no patience.
     pub fn new(endpoints: Vec<String>, cluster: &str, ttl: Duration) -> Self {
-        Self { endpoints, cluster: cluster.to_owned(), ttl, timeout: Duration::from_secs(3) }
+        let (timeout, patience) = (Duration::from_secs(3), Duration::ZERO);
+        Self { endpoints, cluster: cluster.to_owned(), ttl, timeout, patience }
     }
 }
 
@@ -72,15 +76,15 @@ impl Drop for Inner {
 }
 
 impl EtcdMembership {
-    /// Reads the members and begins to watch them.
+    /// Reads the members, as soon as somebody answers, and begins to watch them.
     ///
     /// # Errors
-    /// [`ClusterError::Unreachable`], naming the endpoints, when nobody answers within the limit; also when the cluster's
-    /// name is not one.
+    /// [`ClusterError::Unreachable`], naming the endpoints, when nobody answers for as long as the patience lasts; also when
+    /// the cluster's name is not one.
     pub async fn connect(config: EtcdConfig) -> Result<Self, ClusterError> {
         let keys = Keys::new(&config.cluster)?;
         let store = Store::open(&config.endpoints, keys, config.timeout).await?;
-        let snapshot = store.snapshot().await?;
+        let snapshot = arrival::first_snapshot(&store, config.timeout, config.patience).await?;
         let roster = Roster::new(&config.cluster, config.ttl * KEEP_TTLS);
         let mut watcher = Watcher::new(store.clone(), roster, (config.ttl / 2).max(Duration::from_millis(500)));
         let revision = watcher.begin(snapshot);

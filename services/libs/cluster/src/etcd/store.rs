@@ -62,6 +62,11 @@ impl Store {
         Ok(Self { client, keys, endpoints: names, timeout })
     }
 
+    /// The same with another limit of a call.
+    pub(super) fn within(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
     /// Everything of the cluster. Records that cannot be read are left out, with a warning.
     pub(super) async fn snapshot(&self) -> Result<Snapshot, ClusterError> {
         let root = self.keys.root();

@@ -240,6 +240,32 @@ async fn nobody_there_is_said_at_start_with_the_endpoints() {
 }
 
 #[tokio::test]
+async fn an_etcd_that_starts_later_is_waited_for() {
+    let Some(mut etcd) = Etcd::start_or_skip("an_etcd_that_starts_later_is_waited_for") else { return };
+    etcd.kill();
+    let config = EtcdConfig { timeout: Duration::from_millis(500), ..EtcdConfig::new(vec![etcd.url()], "late", TTL) };
+    let waiting = tokio::spawn(EtcdMembership::connect(EtcdConfig { patience: LIMIT, ..config }));
+    sleep(Duration::from_secs(2)).await;
+    assert!(!waiting.is_finished(), "several calls have failed meanwhile");
+    etcd.restart(true).expect("it comes up");
+    let cluster = timeout(LIMIT, waiting).await.expect("soon").expect("no panic").expect("etcd is up");
+    let _a = cluster.register(always(expert("a", &[0]))).await.expect("free");
+    until(&cluster, "a", |view| ids(view) == ["a"]).await;
+}
+
+#[tokio::test]
+async fn patience_ends_with_the_last_cause_and_the_time() {
+    let url = closed_port();
+    let config = EtcdConfig::new(vec![url.clone()], "nobody", TTL);
+    let (timeout, patience) = (Duration::from_millis(400), Duration::from_millis(1500));
+    let refused = EtcdMembership::connect(EtcdConfig { timeout, patience, ..config }).await;
+    let error = refused.err().expect("nobody is there").to_string();
+    assert!(error.contains(&url) && error.contains("refused"), "{error}");
+    let waited = error.split_once("gave up after ").expect("the time").1.trim_end_matches(" s");
+    assert!(waited.parse::<f64>().expect("seconds") >= 1.0, "longer than one call: {error}");
+}
+
+#[tokio::test]
 async fn a_machine_that_accepts_and_says_nothing_is_said_at_start() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));

@@ -52,56 +52,11 @@ impl Dispatch for DispatchService {
             return Err(Status::failed_precondition(message));
         }
         let (outgoing, queue) = mpsc::channel(QUEUE);
-        let stream = LayerStream {
-            dispatcher: self.dispatcher.clone(),
-            outgoing,
-            stop: self.stop.clone(),
-            stirrer: self.stirrer.clone(),
-        };
-        tokio::spawn(stream.serve(request.into_inner()));
+        let layers =
+            Layers { dispatcher: self.dispatcher.clone(), stop: self.stop.clone(), stirrer: self.stirrer.clone() };
+        let peer = GrpcPeer { inputs: request.into_inner(), outgoing };
+        tokio::spawn(async move { layers.serve(peer).await });
         Ok(Response::new(ReceiverStream::new(queue)))
-    }
-}
-
-/// The layers of one caller.
-struct LayerStream {
-    dispatcher: Arc<Dispatcher>,
-    outgoing: mpsc::Sender<Result<MoeOutput, Status>>,
-    stop: CancellationToken,
-    stirrer: Option<Stirrer>,
-}
-
-impl LayerStream {
-    /// Runs the layers side by side. What is under way when the caller goes away is dropped.
-    async fn serve(self, mut inputs: Streaming<MoeInput>) {
-        let mut layers = FuturesUnordered::new();
-        let mut open = true;
-        while open || !layers.is_empty() {
-            tokio::select! {
-                input = inputs.message(), if open && layers.len() < LAYERS_AT_ONCE => match input {
-                    Ok(Some(input)) => {
-                        // Its shards will answer.
-                        self.stir();
-                        layers.push(answer(&self.dispatcher, input));
-                    }
-                    Ok(None) => open = false,
-                    Err(_) => return,
-                },
-                Some(output) = layers.next() => {
-                    if self.outgoing.send(Ok(output)).await.is_err() {
-                        return;
-                    }
-                    // The next layer may follow.
-                    self.stir();
-                }
-                () = self.stop.cancelled(), if open => open = false,
-                () = self.outgoing.closed() => return,
-            }
-        }
-    }
-
-    fn stir(&self) {
-        self.stirrer.iter().for_each(Stirrer::stir);
     }
 }
 
@@ -115,38 +70,123 @@ pub async fn serve_dispatch_streams(
 ) {
     let fingerprint = dispatcher.fingerprint().to_owned();
     let welcoming = Welcoming { service: "dispatch", instance: Some(instance), fingerprint };
-    let ended = stop.clone();
-    let talk = move |caller| talk(dispatcher.clone(), caller, ended.clone(), stirrer.clone());
+    let layers = Layers { dispatcher, stop: stop.clone(), stirrer };
+    let talk = move |caller| {
+        let layers = layers.clone();
+        async move { layers.serve(caller).await }
+    };
     stream::serve(listener, welcoming, stop, talk).await;
 }
 
-/// The layers of one caller of the same host, as [`LayerStream::serve`] runs those of others.
-async fn talk(dispatcher: Arc<Dispatcher>, mut caller: Caller, stop: CancellationToken, stirrer: Option<Stirrer>) {
-    let stir = || stirrer.iter().for_each(Stirrer::stir);
-    let answers = caller.sender.clone();
-    let mut layers = FuturesUnordered::new();
-    let mut open = true;
-    while open || !layers.is_empty() {
+/// The caller at the other end of a stream of layers.
+trait Peer {
+    /// Its next layer, if `take`; meanwhile answers are written. Cancel-safe.
+    fn next(&mut self, take: bool) -> impl Future<Output = Heard> + Send;
+    /// Sends an answer. False: nobody is left to be told.
+    fn answer(&mut self, output: MoeOutput) -> impl Future<Output = bool> + Send;
+    /// Writes the answers that are not written yet.
+    fn flush(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// What comes from a caller.
+enum Heard {
+    /// A layer.
+    Layer(MoeInput),
+    /// It sends no more, and waits for answers.
+    End,
+    /// It has gone.
+    Gone,
+}
+
+struct GrpcPeer {
+    inputs: Streaming<MoeInput>,
+    outgoing: mpsc::Sender<Result<MoeOutput, Status>>,
+}
+
+impl Peer for GrpcPeer {
+    async fn next(&mut self, take: bool) -> Heard {
         tokio::select! {
             biased;
-            event = caller.next(layers.len() < LAYERS_AT_ONCE) => match event {
-                Event::Message(input) if open => {
-                    stir();
-                    layers.push(answer(&dispatcher, input));
-                }
-                // The caller repeats it elsewhere when this stream ends.
-                Event::Message(_) => {}
-                Event::Gone => return,
+            input = self.inputs.message(), if take => match input {
+                Ok(Some(input)) => Heard::Layer(input),
+                Ok(None) => Heard::End,
+                Err(_) => Heard::Gone,
             },
-            Some(output) = layers.next() => {
-                answers.post(output);
-                stir();
-            }
-            () = stop.cancelled(), if open => open = false,
+            () = self.outgoing.closed() => Heard::Gone,
         }
     }
-    // Of a connection that breaks now nobody is left to be told.
-    let _ = answers.flush().await;
+
+    async fn answer(&mut self, output: MoeOutput) -> bool {
+        self.outgoing.send(Ok(output)).await.is_ok()
+    }
+
+    /// The task of the connection does.
+    async fn flush(&mut self) {}
+}
+
+impl Peer for Caller {
+    async fn next(&mut self, take: bool) -> Heard {
+        match Self::next(self, take).await {
+            Event::Message(input) => Heard::Layer(input),
+            Event::Gone => Heard::Gone,
+        }
+    }
+
+    /// Of a connection that is closed its next message tells.
+    async fn answer(&mut self, output: MoeOutput) -> bool {
+        self.sender.post(output);
+        true
+    }
+
+    async fn flush(&mut self) {
+        // Of a connection that breaks now nobody is left to be told.
+        let _ = self.sender.flush().await;
+    }
+}
+
+/// What runs the layers of callers.
+#[derive(Clone)]
+struct Layers {
+    dispatcher: Arc<Dispatcher>,
+    stop: CancellationToken,
+    stirrer: Option<Stirrer>,
+}
+
+impl Layers {
+    /// Runs the layers of one caller side by side. What is under way when it goes away is dropped.
+    async fn serve(&self, mut peer: impl Peer) {
+        let mut layers = FuturesUnordered::new();
+        let (mut open, mut ended) = (true, false);
+        while open || !layers.is_empty() {
+            tokio::select! {
+                biased;
+                heard = peer.next(!ended && layers.len() < LAYERS_AT_ONCE) => match heard {
+                    Heard::Layer(input) if open => {
+                        // Its shards will answer.
+                        self.stir();
+                        layers.push(answer(&self.dispatcher, input));
+                    }
+                    // The caller repeats it elsewhere when this stream ends.
+                    Heard::Layer(_) => {}
+                    Heard::End => (open, ended) = (false, true),
+                    Heard::Gone => return,
+                },
+                Some(output) = layers.next() => {
+                    if !peer.answer(output).await {
+                        return;
+                    }
+                    // The next layer may follow.
+                    self.stir();
+                }
+                () = self.stop.cancelled(), if open => open = false,
+            }
+        }
+        peer.flush().await;
+    }
+
+    fn stir(&self) {
+        self.stirrer.iter().for_each(Stirrer::stir);
+    }
 }
 
 async fn answer(dispatcher: &Dispatcher, input: MoeInput) -> MoeOutput {

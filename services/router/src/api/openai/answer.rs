@@ -56,8 +56,7 @@ impl Answer {
     ) -> Result<Self, ApiError> {
         check_count(requests.len(), front.config().max_prompts)?;
         let choices = requests.first().map_or(1, |request| request.choices.max(1));
-        let logprobs =
-            requests.first().is_some_and(|request| request.logprobs.is_some() || request.prompt_logprobs.is_some());
+        let logprobs = requests.first().is_some_and(|request| request.logprobs.is_some());
         let texts: Vec<_> = requests.iter().map(|request| shape.echo.then(|| prompt_text(front, request))).collect();
         let envelope = envelope(front, endpoint, &context.request_id);
         let runs = requests.into_iter().map(|request| begin(front, request, context.clone()));

@@ -65,10 +65,7 @@ impl Fields {
 
     /// An integer within `range`.
     pub(super) fn integer(&mut self, name: &str, range: RangeInclusive<i64>) -> Result<Option<i64>, Error> {
-        let expected = match (*range.start(), *range.end()) {
-            (start, end) if end >= i64::from(u32::MAX) => format!("an integer of at least {start}"),
-            (start, end) => format!("an integer from {start} to {end}"),
-        };
+        let expected = format!("an integer from {} to {}", range.start(), range.end());
         self.read(name, &expected, |value| value.as_i64().filter(|number| range.contains(number)))
     }
 
@@ -163,7 +160,7 @@ mod tests {
         assert_eq!(found, ("temperature: found the string \"hot\", expected a number".into(), "temperature".into()));
         assert_eq!(
             message(fields.count("max_tokens", 0)).0,
-            "max_tokens: found 1.5, expected an integer of at least 0"
+            "max_tokens: found 1.5, expected an integer from 0 to 4294967295"
         );
         assert_eq!(message(fields.integer("n", 1..=128)).0, "n: found -1, expected an integer from 1 to 128");
         assert_eq!(message(fields.boolean("stream")).0, "stream: found 1, expected true or false");
