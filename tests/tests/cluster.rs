@@ -176,17 +176,6 @@ fn expert_args(etcd: &str, model: &str, id: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreachable_etcd_at_start_is_a_clear_error() {
-    let dir = tempfile::TempDir::new().unwrap();
-    let nowhere = format!("http://127.0.0.1:{}", conclave_tests::free_port());
-    let args = expert_args(&nowhere, &demo_model().display().to_string(), "lonely");
-    let mut process = Process::spawn(dir.path(), "lonely", &binary(), &args).unwrap();
-    let status = process.wait_exit(Duration::from_secs(20)).unwrap();
-    assert!(!status.success());
-    assert!(process.log().contains(&nowhere), "{}", process.log());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_cluster_costs_next_to_nothing() {
     let cluster = Cluster::start(ClusterSpec::even(4)).await.unwrap();
     cluster.client().await.unwrap().generate(long_request()).await.unwrap();

@@ -18,16 +18,25 @@ fn member(dir: &Path, role: &str, etcd: u16, flags: &[&str]) -> Process {
 async fn all_of_them_wait_for_it() {
     let (dir, port) = (tempfile::TempDir::new().unwrap(), free_port());
     let here = ["--threads=1", "--admin=127.0.0.1:0"];
+    let http = format!("127.0.0.1:{}", free_port());
     let members = [
         member(dir.path(), "expert", port, &here),
         member(dir.path(), "attention", port, &[&here[..], &["--dispatch=embedded"]].concat()),
-        member(dir.path(), "router", port, &["--http=127.0.0.1:0"]),
+        member(dir.path(), "router", port, &[&format!("--http={http}")]),
     ];
     let waiting = format!("waiting for etcd, for 57 s more at most etcd=\"http://127.0.0.1:{port}\" cause=");
     for member in &members {
         member.wait_log(&waiting, SOON).await.unwrap();
         assert!(member.log().contains("refused"), "{}", member.log());
     }
+    let ask = async |path: &str| {
+        let response = reqwest::get(format!("http://{http}{path}")).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    };
+    let expected = format!("starting: waiting for etcd at http://127.0.0.1:{port}");
+    assert_eq!(ask("/readyz").await, (503, format!("{expected}\n")));
+    let (status, body) = ask("/v1/models").await;
+    assert!(status == 503 && body.contains(&expected), "{status} {body}");
     let _etcd = Etcd::start_on(port).await.unwrap();
     for (member, line) in members.iter().zip(["ready instance", "ready instance", "registered instance"]) {
         member.wait_log(line, SOON).await.unwrap();

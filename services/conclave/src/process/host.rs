@@ -5,7 +5,7 @@ use std::{fmt::Display, sync::Arc, time::Duration};
 use anyhow::Result;
 use clap::Args;
 use conclave_cluster::{MemberState, Registration};
-use conclave_router::RouterService;
+use conclave_router::{Entrance, RouterService};
 use conclave_serve::{
     Error, ErrorKind, Readiness, State, admin,
     listen::{self, MemberListener},
@@ -94,15 +94,10 @@ impl Host {
     pub async fn serve_admin(&mut self, address: &str) -> Result<()> {
         let listener = listen::bind(address).await?;
         tracing::info!(address = %listener.local_addr()?, "admin page");
-        self.serve_admin_on(listener);
-        Ok(())
-    }
-
-    /// Serves the admin page on a listener.
-    pub fn serve_admin_on(&mut self, listener: TcpListener) {
         let router = admin::router(self.readiness.clone(), self.registry.clone());
         let close = self.outer.close.clone();
         self.run("admin page", async move { admin::serve(listener, router, close).await });
+        Ok(())
     }
 
     /// Serves gRPC from now on.
@@ -141,16 +136,21 @@ impl Host {
         Ok(())
     }
 
+    /// Serves the public HTTP address from now on, at first with nothing but the admin page.
+    pub fn serve_entrance(&mut self, http: TcpListener) -> Entrance {
+        let entrance = Entrance::new(self.readiness.clone(), self.registry.clone());
+        let server = conclave_router::serve_http(http, entrance.router(), self.outer.close.clone(), self.grace);
+        self.run("HTTP server", server);
+        entrance
+    }
+
     /// Serves the public API, and keeps readiness as its front says.
     ///
     /// # Errors
     /// When the service descriptions cannot be read.
-    pub fn serve_front(&mut self, service: RouterService, http: TcpListener, grpc: TcpListener) -> Result<()> {
+    pub fn serve_front(&mut self, service: RouterService, entrance: &Entrance, grpc: TcpListener) -> Result<()> {
         self.serve_grpc(grpc, service.grpc()?);
-        self.run(
-            "HTTP server",
-            conclave_router::serve_http(http, service.http(), self.outer.close.clone(), self.grace),
-        );
+        entrance.open(service.http());
         let (readiness, stop) = (self.readiness.clone(), self.stop.clone());
         tokio::spawn(conclave_router::follow_readiness(service.front, readiness, stop));
         Ok(())

@@ -12,7 +12,7 @@ use conclave_router::{
     front::{ClusterLoad, Front, GrpcAttention, NoLoad, ServedModel},
 };
 use conclave_serve::{
-    Lane, State, Stirrer,
+    Lane, State, Stirrer, admin,
     args::{ClusterArgs, LogArgs},
     listen::{self, MemberListener},
     telemetry,
@@ -120,7 +120,7 @@ impl DispatchRuntime {
 async fn live(args: &RouterArgs, instance: &str, runtime: &DispatchRuntime) -> Result<()> {
     let mut host = Host::new("router", Duration::from_secs(args.drain_timeout))?;
     let keys = args.front.keys()?;
-    let http = listen::bind(&args.front.http).await?;
+    let entrance = host.serve_entrance(listen::bind(&args.front.http).await?);
     let (public, dispatch) = bind(args, instance).await?;
     let (flag, listening) = match (&dispatch, &public) {
         (Some(dispatch), _) => ("--dispatch", dispatch.local_addr()?),
@@ -149,9 +149,9 @@ async fn live(args: &RouterArgs, instance: &str, runtime: &DispatchRuntime) -> R
         Some((grpc, model)) => {
             let (front, load) = front(args, model, &*membership, dispatcher, &host.registry)?;
             let (readiness, registry) = (host.readiness.clone(), host.registry.clone());
-            host.serve_front(RouterService { front, load, keys, readiness, registry }, http, grpc)?;
+            host.serve_front(RouterService { front, load, keys, readiness, registry }, &entrance, grpc)?;
         }
-        None => host.serve_admin_on(http),
+        None => entrance.open(admin::router(host.readiness.clone(), host.registry.clone())),
     }
     registration.set_state(MemberState::Ready).await?;
     if !args.role.is_front() {

@@ -61,6 +61,7 @@ async fn live(args: &ServeArgs) -> Result<()> {
     let http = listen::bind(&args.front.http).await?;
     let grpc = listen::bind(&args.front.grpc).await?;
     let (http_address, grpc_address) = (http.local_addr()?, grpc.local_addr()?);
+    let entrance = host.serve_entrance(http);
     let checkpoint = args.model.open().await?;
     checkpoint.check_memory(checkpoint.total_bytes())?;
     let model = args.front.model(&checkpoint)?;
@@ -77,7 +78,7 @@ async fn live(args: &ServeArgs) -> Result<()> {
     let front = args.front.front(model.clone(), view, connector, &host.registry)?;
     let (readiness, registry) = (host.readiness.clone(), host.registry.clone());
     let service = RouterService { front, load: parts.load.clone(), keys, readiness, registry };
-    host.serve_front(service, http, grpc)?;
+    host.serve_front(service, &entrance, grpc)?;
     greet(&model, http_address, grpc_address);
 
     host.stop.cancelled().await;

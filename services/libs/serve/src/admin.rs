@@ -55,11 +55,7 @@ async fn render(Shared(admin): Shared<Admin>) -> Response {
 
 fn answer(ok: bool, state: &State) -> Response {
     let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let body = match state.reason() {
-        Some(reason) => format!("{}: {reason}\n", state.name()),
-        None => format!("{}\n", state.name()),
-    };
-    (status, body).into_response()
+    (status, format!("{state}\n")).into_response()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Whether a process may be sent work: one handle that the parts of a process set and the endpoints read.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -46,6 +47,16 @@ impl State {
             Self::Draining(_) => matches!(next, Self::Failed(_)),
             Self::Ready | Self::Waiting(_) => !matches!(next, Self::Starting(_)),
             Self::Starting(_) => true,
+        }
+    }
+}
+
+/// As in `starting: loading weights`.
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.reason() {
+            Some(reason) => write!(f, "{}: {reason}", self.name()),
+            None => f.write_str(self.name()),
         }
     }
 }

@@ -21,9 +21,10 @@ use axum::{
     Extension, Router,
     extract::{Request, State},
     middleware,
-    response::Response,
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
+use conclave_serve::{Error, ErrorKind};
 use http::{Method, StatusCode, Uri};
 
 use self::{answer::Answer, error::ApiError, fields::Fields, render::Endpoint};
@@ -39,6 +40,11 @@ struct Api {
     keys: ApiKeys,
     /// When the model began to be served, in seconds since the Unix epoch.
     since: u64,
+}
+
+/// What requests get from a process in this state: it cannot serve them yet.
+pub(crate) fn not_ready(state: &conclave_serve::State) -> Response {
+    ApiError::from(Error::new(ErrorKind::Unavailable, state.to_string())).into_response()
 }
 
 /// The `/v1` routes, and errors in OpenAI's shape for all that does not exist. `others` are served beside them, without
