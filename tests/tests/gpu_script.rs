@@ -91,8 +91,8 @@ fn a_machine_without_a_gpu_is_told_so() {
 }
 
 #[test]
-fn the_script_is_one() {
-    for script in ["gpu.sh", "bench.sh", "local-cluster.sh"] {
+fn the_scripts_are_such() {
+    for script in ["gpu.sh", "bench/run.sh", "local-cluster.sh"] {
         let output = Command::new("bash").arg("-n").arg(root().join("deploy").join(script)).output().unwrap();
         assert!(output.status.success(), "{script}: {output:?}");
     }
