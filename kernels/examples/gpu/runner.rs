@@ -90,6 +90,8 @@ pub(crate) struct Runner<D: Driver> {
     pub(crate) sizes: Sizes,
     pub(crate) yardstick: Option<Box<dyn Yardstick>>,
     pub(crate) report: Report,
+    /// Whether the rate of products was given, and not measured.
+    pub(crate) peak_given: bool,
     part: Part,
     deadline: Instant,
     json: Option<PathBuf>,
@@ -122,6 +124,7 @@ impl<D: Driver> Runner<D> {
             sizes,
             yardstick: None,
             report,
+            peak_given: peak.is_some(),
             part: Part::Card,
             deadline: Instant::now() + budget,
             json,
