@@ -2,7 +2,7 @@
 
 use conclave_kernels::cuda::{
     CudaError, Driver, Element,
-    sm90::{GroupedGated, GroupedGatedFp8, GroupedLinear, GroupedLinearFp8, Tokens, maps},
+    sm90::{GroupedProduct, GroupedProductFp8, Tokens, maps},
 };
 
 use crate::{
@@ -178,22 +178,26 @@ impl Product {
         let (end, rows, groups) = (begin + size_of::<u32>() as u64, 0, self.rows.len() as u32);
         let (inner, outputs) = (self.inner as u32, self.outputs as u32);
         let blocks = (driver.multiprocessors() * tokens.blocks_each()) as u32;
-        match (self.gated, self.fp8) {
-            (false, false) => {
-                GroupedLinear { x, weights, begin, end, y, rows, groups, inner, outputs, tokens, blocks }.launch(driver)
+        let gated = self.gated;
+        if self.fp8 {
+            return GroupedProductFp8 {
+                x,
+                x_scales,
+                weights,
+                scales,
+                begin,
+                end,
+                y,
+                groups,
+                inner,
+                outputs,
+                gated,
+                tokens,
+                blocks,
             }
-            (true, false) => {
-                GroupedGated { x, weights, begin, end, y, rows, groups, inner, outputs, tokens, blocks }.launch(driver)
-            }
-            (false, true) => {
-                GroupedLinearFp8 { x, x_scales, weights, scales, begin, end, y, groups, inner, outputs, tokens, blocks }
-                    .launch(driver)
-            }
-            (true, true) => {
-                GroupedGatedFp8 { x, x_scales, weights, scales, begin, end, y, groups, inner, outputs, tokens, blocks }
-                    .launch(driver)
-            }
+            .launch(driver);
         }
+        GroupedProduct { x, weights, begin, end, y, rows, groups, inner, outputs, gated, tokens, blocks }.launch(driver)
     }
 
     /// Compares some of the results with the definition in f64.

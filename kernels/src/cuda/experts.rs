@@ -280,55 +280,38 @@ impl Block {
         let between = operands.product.map(driver, View::Rows(inner))?;
         let of = |matrix, x, inner, y, outputs| Product { matrix, x, inner, y, outputs };
         for first in (0..self.groups.len()).step_by(sm90::GROUPS) {
-            self.gated(driver, first, of(0, x, hidden, product, inner))?;
-            self.down(driver, first, of(1, between, inner, y, hidden))?;
+            self.sm90_product(driver, first, true, of(0, x, hidden, product, inner))?;
+            self.sm90_product(driver, first, false, of(1, between, inner, y, hidden))?;
         }
         Ok(())
     }
 
-    /// The experts of a launch that begins with the `first`, and the blocks that it takes.
-    fn launch<D: Driver>(&self, driver: &D, first: usize, weight_rows: usize) -> (u32, u32) {
+    /// Of the experts from the `first` on, as many as a launch takes.
+    fn sm90_product<D: Driver>(
+        &self,
+        driver: &D,
+        first: usize,
+        gated: bool,
+        product: Product,
+    ) -> Result<(), CudaError> {
+        let Product { matrix, x, inner, y, outputs } = product;
         let groups = &self.groups[first..self.groups.len().min(first + sm90::GROUPS)];
-        let tiles = groups.iter().map(|rows| Tokens::EXACT.tiles(*rows, weight_rows)).sum();
-        (groups.len() as u32, blocks(driver, Tokens::EXACT, tiles))
-    }
-
-    fn gated<D: Driver>(&self, driver: &D, first: usize, product: Product) -> Result<(), CudaError> {
-        let Product { matrix, x, inner, y, outputs } = product;
-        let (groups, blocks) = self.launch(driver, first, 2 * outputs);
+        let (tokens, weight_rows) = (Tokens::EXACT, if gated { 2 * outputs } else { outputs });
+        let tiles = groups.iter().map(|rows| tokens.tiles(*rows, weight_rows)).sum();
         let begin = self.index.offsets + (first * size_of::<u32>()) as u64;
-        sm90::GroupedGated {
+        sm90::GroupedProduct {
             x,
             weights: self.matrices(matrix, first),
             begin,
             end: begin + size_of::<u32>() as u64,
             y,
             rows: 0,
-            groups,
+            groups: groups.len() as u32,
             inner: inner as u32,
             outputs: outputs as u32,
-            tokens: Tokens::EXACT,
-            blocks,
-        }
-        .launch(driver)
-    }
-
-    fn down<D: Driver>(&self, driver: &D, first: usize, product: Product) -> Result<(), CudaError> {
-        let Product { matrix, x, inner, y, outputs } = product;
-        let (groups, blocks) = self.launch(driver, first, outputs);
-        let begin = self.index.offsets + (first * size_of::<u32>()) as u64;
-        sm90::GroupedLinear {
-            x,
-            weights: self.matrices(matrix, first),
-            begin,
-            end: begin + size_of::<u32>() as u64,
-            y,
-            rows: 0,
-            groups,
-            inner: inner as u32,
-            outputs: outputs as u32,
-            tokens: Tokens::EXACT,
-            blocks,
+            gated,
+            tokens,
+            blocks: blocks(driver, tokens, tiles),
         }
         .launch(driver)
     }

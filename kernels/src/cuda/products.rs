@@ -6,7 +6,7 @@ use super::{
     kernel::Address,
     operand::{Operand, View},
     plain::{Linear, Swiglu},
-    sm90::{GroupedGated, GroupedHeads, GroupedLinear, Tokens},
+    sm90::{GroupedHeads, GroupedProduct, Tokens},
     weights::{self, CudaMatrix, Tiles},
 };
 use crate::{Dtype, Ffn};
@@ -27,7 +27,7 @@ pub(super) fn linear<D: Driver>(
     match w.tiles {
         _ if rows == 0 => Ok(()),
         None => plain(driver, x.address(driver)?, rows, w, y),
-        Some(tiles) => one_group(driver, x, (rows, w.cols), tiles, (y, w.rows)),
+        Some(tiles) => OneGroup { rows, inner: w.cols, outputs: w.rows, gated: false }.run(driver, x, tiles, y),
     }
 }
 
@@ -42,28 +42,41 @@ fn plain<D: Driver>(
     Linear { x, w: w.address, y, rows, inner, outputs }.launch(driver)
 }
 
-fn one_group<D: Driver>(
-    driver: &D,
-    x: &mut Operand<D::Memory>,
-    (rows, inner): (usize, usize),
-    weights: Tiles,
-    (y, outputs): (Address, usize),
-) -> Result<(), CudaError> {
-    let tokens = Tokens::EXACT;
-    GroupedLinear {
-        x: x.map(driver, View::Rows(inner))?,
-        weights: weights.list,
-        begin: 0,
-        end: 0,
-        y,
-        rows: rows as u32,
-        groups: 1,
-        inner: inner as u32,
-        outputs: outputs as u32,
-        tokens,
-        blocks: blocks(driver, tokens, tokens.tiles(rows, outputs)),
+/// A grouped product whose one group has all rows.
+struct OneGroup {
+    rows: usize,
+    inner: usize,
+    outputs: usize,
+    gated: bool,
+}
+
+impl OneGroup {
+    fn run<D: Driver>(
+        &self,
+        driver: &D,
+        x: &mut Operand<D::Memory>,
+        weights: Tiles,
+        y: Address,
+    ) -> Result<(), CudaError> {
+        let &Self { rows, inner, outputs, gated } = self;
+        let tokens = Tokens::EXACT;
+        let copies = if gated { 2 } else { 1 };
+        GroupedProduct {
+            x: x.map(driver, View::Rows(inner))?,
+            weights: weights.list,
+            begin: 0,
+            end: 0,
+            y,
+            rows: rows as u32,
+            groups: 1,
+            inner: inner as u32,
+            outputs: outputs as u32,
+            gated,
+            tokens,
+            blocks: blocks(driver, tokens, tokens.tiles(rows, copies * outputs)),
+        }
+        .launch(driver)
     }
-    .launch(driver)
 }
 
 /// A SwiGLU block of some rows.
@@ -90,8 +103,10 @@ impl<M: Send + Sync + 'static> Block<'_, M> {
         }
         let between = product.fit(driver, rows * inner)?;
         if let Some((gate_up, down)) = weights::block(driver, ffn)? {
-            self.gated(driver, x, gate_up, between)?;
-            return one_group(driver, product, (rows, inner), down, (self.y, ffn.down.rows));
+            let gate_up_product = OneGroup { rows, inner: ffn.gate.cols, outputs: inner, gated: true };
+            gate_up_product.run(driver, x, gate_up, between)?;
+            let down_product = OneGroup { rows, inner, outputs: ffn.down.rows, gated: false };
+            return down_product.run(driver, product, down, self.y);
         }
         let n = rows * inner;
         let (memory, starts) = working.parts(driver, [n * Dtype::F32.size(); 2])?;
@@ -100,30 +115,6 @@ impl<M: Send + Sync + 'static> Block<'_, M> {
         plain(driver, x.address(driver)?, rows, &ffn.up, up)?;
         Swiglu { gate, up, out: between, n: n as u64 }.launch(driver)?;
         plain(driver, between, rows, &ffn.down, self.y)
-    }
-
-    fn gated<D: Driver<Memory = M>>(
-        &self,
-        driver: &D,
-        x: &mut Operand<M>,
-        gate_up: Tiles,
-        y: Address,
-    ) -> Result<(), CudaError> {
-        let (tokens, inner, outputs) = (Tokens::EXACT, self.ffn.gate.cols, self.ffn.gate.rows);
-        GroupedGated {
-            x: x.map(driver, View::Rows(inner))?,
-            weights: gate_up.list,
-            begin: 0,
-            end: 0,
-            y,
-            rows: self.rows as u32,
-            groups: 1,
-            inner: inner as u32,
-            outputs: outputs as u32,
-            tokens,
-            blocks: blocks(driver, tokens, tokens.tiles(self.rows, 2 * outputs)),
-        }
-        .launch(driver)
     }
 }
 

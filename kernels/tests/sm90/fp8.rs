@@ -3,7 +3,7 @@
 use conclave_kernels::cuda::{
     Element,
     sm90::{
-        GroupedGatedFp8, GroupedLinearFp8, Quantize, Tokens,
+        GroupedProductFp8, Quantize, Tokens,
         maps::{INPUT_ROWS, TILE_ROWS},
     },
 };
@@ -96,16 +96,22 @@ fn multiply(tokens: Tokens, case: &Case<'_>, operands: &Operands, copies: usize)
         let at = [&x_map, &scales_map, &weights_at, &scales_at, &offsets, &out].map(|memory| rig.at(memory));
         let [x, x_scales, weights, scales, begin, y] = at;
         let end = begin + 4;
-        match gated {
-            true => {
-                GroupedGatedFp8 { x, x_scales, weights, scales, begin, end, y, groups, inner, outputs, tokens, blocks }
-                    .launch(&rig.driver)?
-            }
-            false => {
-                GroupedLinearFp8 { x, x_scales, weights, scales, begin, end, y, groups, inner, outputs, tokens, blocks }
-                    .launch(&rig.driver)?
-            }
+        GroupedProductFp8 {
+            x,
+            x_scales,
+            weights,
+            scales,
+            begin,
+            end,
+            y,
+            groups,
+            inner,
+            outputs,
+            gated,
+            tokens,
+            blocks,
         }
+        .launch(&rig.driver)?;
         Ok(if gated { rig.download_bf16(&out, length) } else { rig.download(&out, length) })
     })
 }

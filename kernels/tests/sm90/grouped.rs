@@ -5,7 +5,7 @@ use conclave_kernels::{
     cuda::{
         Driver, Element,
         sm90::{
-            GroupedGated, GroupedHeads, GroupedLinear, Tokens,
+            GroupedHeads, GroupedProduct, Tokens,
             maps::{INPUT_ROWS, TILE_ROWS},
         },
     },
@@ -143,12 +143,9 @@ fn multiply(
         let (begin, end) = if rows > 0 { (0, 0) } else { (offsets, offsets + 4) };
         let out = if gated.is_some() { rig.poisoned::<u16>(length) } else { rig.poisoned::<f32>(length) };
         let (y, blocks) = (rig.at(&out), 3);
-        match gated {
-            None => GroupedLinear { x, weights, begin, end, y, rows, groups, inner, outputs, tokens, blocks }
-                .launch(&rig.driver)?,
-            Some(_) => GroupedGated { x, weights, begin, end, y, rows, groups, inner, outputs, tokens, blocks }
-                .launch(&rig.driver)?,
-        }
+        let product = gated.is_some();
+        GroupedProduct { x, weights, begin, end, y, rows, groups, inner, outputs, gated: product, tokens, blocks }
+            .launch(&rig.driver)?;
         Ok(if gated.is_some() { rig.download_bf16(&out, length) } else { rig.download(&out, length) })
     })
 }

@@ -13,72 +13,42 @@ fn shape(tokens: Tokens, blocks: u32) -> Shape {
 }
 
 kernel! {
-    /// `y = x · Wᵀ` where each group of rows has a matrix of its own; weights have a scale for each 128 x 128 of them,
-    /// activations one for each token and 128 elements.
-    GroupedLinearFp8(|it| match it.tokens {
-        Tokens::T16 => "sm90_grouped_linear_fp8_16",
-        Tokens::T64 => "sm90_grouped_linear_fp8_64",
-        Tokens::T128 => "sm90_grouped_linear_fp8_128",
-        Tokens::T256 => "sm90_grouped_linear_fp8_256",
+    /// As [`GroupedProduct`](super::GroupedProduct) in bf16; weights have a scale for each 128 x 128 of them, activations one
+    /// for each token and 128 elements.
+    GroupedProductFp8(|it| match (it.gated, it.tokens) {
+        (false, Tokens::T16) => "sm90_grouped_linear_fp8_16",
+        (false, Tokens::T64) => "sm90_grouped_linear_fp8_64",
+        (false, Tokens::T128) => "sm90_grouped_linear_fp8_128",
+        (false, Tokens::T256) => "sm90_grouped_linear_fp8_256",
+        (true, Tokens::T16) => "sm90_grouped_gated_fp8_16",
+        (true, Tokens::T64) => "sm90_grouped_gated_fp8_64",
+        (true, Tokens::T128) => "sm90_grouped_gated_fp8_128",
+        (true, Tokens::T256) => "sm90_grouped_gated_fp8_256",
     }) {
         /// Map of e4m3 `[P, inner]`, tiles of 16 rows
         x: Address,
         /// Map of f32 `[ceil(inner / 128), P]`, see [`maps::scales`](super::maps::scales)
         x_scales: Address,
-        /// Addresses `[X]` of maps of e4m3 `[outputs, inner]`, tiles of 64 rows
+        /// Addresses `[X]` of maps of e4m3 `[outputs, inner]`, tiles of 64 rows; where gated, of gate and, behind it, up, see
+        /// [`maps::pair`](super::maps::pair)
         weights: Address,
-        /// Addresses `[X]` of f32 `[ceil(outputs / 128), ceil(inner / 128)]`
+        /// Addresses `[X]` of f32 `[ceil(outputs / 128), ceil(inner / 128)]`; where gated, of gate, then of up
         scales: Address,
         /// u32 `[X]`: group `g` has rows `begin[g]..end[g]`
         begin: Address,
         /// u32 `[X]`
         end: Address,
-        /// f32 `[P, outputs]`
+        /// f32 `[P, outputs]`; bf16 where gated
         y: Address,
         /// Groups `X`, at most [`GROUPS`](super::GROUPS).
         groups: u32,
         /// Inputs, a multiple of 16.
         inner: u32,
-        /// Outputs.
+        /// Outputs; where gated, a multiple of 8.
         outputs: u32,
     } over {
-        /// Tokens of a tile.
-        tokens: Tokens,
-        /// Blocks, which take tiles in turn.
-        blocks: u32,
-    }
-    => |it| shape(it.tokens, it.blocks)
-}
-
-kernel! {
-    /// `y = round( silu(gate · x) ⊙ (up · x) )`, likewise.
-    GroupedGatedFp8(|it| match it.tokens {
-        Tokens::T16 => "sm90_grouped_gated_fp8_16",
-        Tokens::T64 => "sm90_grouped_gated_fp8_64",
-        Tokens::T128 => "sm90_grouped_gated_fp8_128",
-        Tokens::T256 => "sm90_grouped_gated_fp8_256",
-    }) {
-        /// Map of e4m3 `[P, inner]`, tiles of 16 rows
-        x: Address,
-        /// Map of f32 `[ceil(inner / 128), P]`, see [`maps::scales`](super::maps::scales)
-        x_scales: Address,
-        /// Addresses `[X]` of maps of gate and, behind it, up `[outputs, inner]`, see [`maps::pair`](super::maps::pair)
-        weights: Address,
-        /// Addresses `[X]` of f32 `[2, ceil(outputs / 128), ceil(inner / 128)]`: of gate, then of up
-        scales: Address,
-        /// u32 `[X]`: group `g` has rows `begin[g]..end[g]`
-        begin: Address,
-        /// u32 `[X]`
-        end: Address,
-        /// bf16 `[P, outputs]`
-        y: Address,
-        /// Groups `X`, at most [`GROUPS`](super::GROUPS).
-        groups: u32,
-        /// Inputs, a multiple of 16.
-        inner: u32,
-        /// Outputs, a multiple of 8.
-        outputs: u32,
-    } over {
+        /// Whether each group has a gate and an up.
+        gated: bool,
         /// Tokens of a tile.
         tokens: Tokens,
         /// Blocks, which take tiles in turn.

@@ -67,22 +67,27 @@ impl Tokens {
 }
 
 kernel! {
-    /// `y = x · Wᵀ` where each group of rows has a matrix of its own.
-    GroupedLinear(|it| match it.tokens {
-        Tokens::T16 => "sm90_grouped_linear_16",
-        Tokens::T64 => "sm90_grouped_linear_64",
-        Tokens::T128 => "sm90_grouped_linear_128",
-        Tokens::T256 => "sm90_grouped_linear_256",
+    /// `y = x · Wᵀ` where each group of rows has a matrix of its own, or `y = round( silu(gate · x) ⊙ (up · x) )`.
+    GroupedProduct(|it| match (it.gated, it.tokens) {
+        (false, Tokens::T16) => "sm90_grouped_linear_16",
+        (false, Tokens::T64) => "sm90_grouped_linear_64",
+        (false, Tokens::T128) => "sm90_grouped_linear_128",
+        (false, Tokens::T256) => "sm90_grouped_linear_256",
+        (true, Tokens::T16) => "sm90_grouped_gated_16",
+        (true, Tokens::T64) => "sm90_grouped_gated_64",
+        (true, Tokens::T128) => "sm90_grouped_gated_128",
+        (true, Tokens::T256) => "sm90_grouped_gated_256",
     }) {
         /// Map of bf16 `[P, inner]`, tiles of 16 rows
         x: Address,
-        /// Addresses `[X]` of maps of bf16 `[outputs, inner]`, tiles of 64 rows
+        /// Addresses `[X]` of maps of bf16 `[outputs, inner]`, tiles of 64 rows; where gated, of gate and up, see
+        /// [`maps::pair`](super::maps::pair), one added where up comes first
         weights: Address,
         /// u32 `[X]`: group `g` has rows `begin[g]..end[g]`; 0: each has the first `rows` rows
         begin: Address,
         /// u32 `[X]`, or 0 likewise
         end: Address,
-        /// f32 `[P, outputs]`
+        /// f32 `[P, outputs]`; bf16 where gated
         y: Address,
         /// Rows of a group where there is no `begin`.
         rows: u32,
@@ -90,45 +95,11 @@ kernel! {
         groups: u32,
         /// Inputs, a multiple of 8.
         inner: u32,
-        /// Outputs.
+        /// Outputs; where gated, a multiple of 8.
         outputs: u32,
     } over {
-        /// Tokens of a tile.
-        tokens: Tokens,
-        /// Blocks, which take tiles in turn.
-        blocks: u32,
-    }
-    => |it| it.tokens.shape(it.blocks)
-}
-
-kernel! {
-    /// `y = round( silu(gate · x) ⊙ (up · x) )` where each group of rows has matrices of its own.
-    GroupedGated(|it| match it.tokens {
-        Tokens::T16 => "sm90_grouped_gated_16",
-        Tokens::T64 => "sm90_grouped_gated_64",
-        Tokens::T128 => "sm90_grouped_gated_128",
-        Tokens::T256 => "sm90_grouped_gated_256",
-    }) {
-        /// Map of bf16 `[P, inner]`, tiles of 16 rows
-        x: Address,
-        /// Addresses `[X]` of maps of gate and up `[outputs, inner]`, see [`maps::pair`](super::maps::pair); one added where
-        /// up comes first
-        weights: Address,
-        /// As of [`GroupedLinear`].
-        begin: Address,
-        /// As of [`GroupedLinear`].
-        end: Address,
-        /// bf16 `[P, outputs]`
-        y: Address,
-        /// As of [`GroupedLinear`].
-        rows: u32,
-        /// Groups `X`, at most [`GROUPS`].
-        groups: u32,
-        /// Inputs, a multiple of 8.
-        inner: u32,
-        /// Outputs, a multiple of 8.
-        outputs: u32,
-    } over {
+        /// Whether each group has a gate and an up.
+        gated: bool,
         /// Tokens of a tile.
         tokens: Tokens,
         /// Blocks, which take tiles in turn.

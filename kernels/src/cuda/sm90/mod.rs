@@ -7,8 +7,8 @@ mod grouped;
 pub mod maps;
 
 pub use attention::{LATENT, MlaItem, MlaSplits, QUERIES, ROPE, items, rows_together};
-pub use fp8::{GroupedGatedFp8, GroupedLinearFp8, Quantize};
-pub use grouped::{GROUPS, GroupedGated, GroupedHeads, GroupedLinear, Tokens};
+pub use fp8::{GroupedProductFp8, Quantize};
+pub use grouped::{GROUPS, GroupedHeads, GroupedProduct, Tokens};
 
 use super::kernel::{Address, Shape, kernel};
 
