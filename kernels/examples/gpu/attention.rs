@@ -177,8 +177,8 @@ impl Attention {
         let (rows, heads) = (self.queries.total() as u32, self.queries.heads as u32);
         let [_, _, _, keys, _, _, parts] = prepared.addresses;
         let out = prepared.merged;
-        MergeSplits { parts, keys, out, splits: self.splits() as u32, latent: LATENT as u32, rows, heads }
-            .launch(driver)
+        let (splits, latent, rounded) = (self.splits() as u32, LATENT as u32, false);
+        MergeSplits { parts, keys, out, splits, latent, rounded, rows, heads }.launch(driver)
     }
 
     /// Compares some merged results with the definition in f64.

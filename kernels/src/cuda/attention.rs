@@ -6,7 +6,7 @@ use super::{
     buffers::{CudaBuffer, Growing},
     kernel::Address,
     operand::{Operand, View},
-    plain::{MergeSplits, MergeSplitsBf16, MlaQueries, MlaSplits, MlaValues, SplitQueries, WriteLatents},
+    plain::{MergeSplits, MlaQueries, MlaSplits, MlaValues, SplitQueries, WriteLatents},
     products,
     sm90::{self, maps},
     weights::{CudaMatrix, CudaRotary},
@@ -192,7 +192,7 @@ impl<M: Send + Sync + 'static> Attention<'_, M> {
         work.passes.iter().try_for_each(|pass| {
             let parts = self.parts(driver, pass, partials)?;
             self.sm90(driver, pass, (q, cache, work.items), parts)?;
-            self.merge_bf16(driver, pass, parts, out)
+            self.merge(driver, pass, parts, (out, Dtype::Bf16))
         })
     }
 
@@ -218,7 +218,6 @@ impl<M: Send + Sync + 'static> Attention<'_, M> {
         let Self { mla, batch, .. } = self;
         let MlaShape { heads, latent, rope, .. } = mla.shape;
         let parts = self.parts(driver, pass, partials)?;
-        let (rows, heads_count, splits) = (pass.rows.len() as u32, heads as u32, pass.splits as u32);
         let from = |address: Address, row: usize| skip(address, pass, row * Dtype::F32.size());
         MlaSplits {
             q: from(self.q.f32(driver)?, heads * mla.shape.cached()),
@@ -228,16 +227,15 @@ impl<M: Send + Sync + 'static> Attention<'_, M> {
             first_block: batch.first_block,
             blocks: batch.blocks,
             out: parts,
-            heads: heads_count,
+            heads: heads as u32,
             latent: latent as u32,
             rope: rope as u32,
             scale: mla.scale,
-            rows,
-            splits,
+            rows: pass.rows.len() as u32,
+            splits: pass.splits as u32,
         }
         .launch(driver)?;
-        let (keys, out, latent) = (from(batch.keys, 1), from(out, heads * latent), latent as u32);
-        MergeSplits { parts, keys, out, splits, latent, rows, heads: heads_count }.launch(driver)
+        self.merge(driver, pass, parts, (out, Dtype::F32))
     }
 
     /// Items name rows of the whole step: `parts` is taken to have begun with the first of these.
@@ -267,20 +265,22 @@ impl<M: Send + Sync + 'static> Attention<'_, M> {
         .launch(driver)
     }
 
-    fn merge_bf16<D: Driver<Memory = M>>(
+    /// Merges the splits of a pass; `out` is where those of the whole step go.
+    fn merge<D: Driver<Memory = M>>(
         &self,
         driver: &D,
         pass: &Pass,
         parts: Address,
-        out: Address,
+        (out, dtype): (Address, Dtype),
     ) -> Result<(), CudaError> {
         let MlaShape { heads, latent, .. } = self.mla.shape;
-        MergeSplitsBf16 {
+        MergeSplits {
             parts,
             keys: skip(self.batch.keys, pass, size_of::<u32>()),
-            out: skip(out, pass, heads * latent * Dtype::Bf16.size()),
+            out: skip(out, pass, heads * latent * dtype.size()),
             splits: pass.splits as u32,
             latent: latent as u32,
+            rounded: dtype == Dtype::Bf16,
             rows: pass.rows.len() as u32,
             heads: heads as u32,
         }

@@ -46,40 +46,20 @@ kernel! {
 
 kernel! {
     /// Merges the splits of each row in ascending order.
-    MergeSplits("merge_splits") {
+    MergeSplits(|it| if it.rounded { "merge_splits_bf16" } else { "merge_splits" }) {
         /// f32 `[T, n, splits, r + 2]`
         parts: Address,
         /// u32 `[T]`: the positions that each row sees
         keys: Address,
-        /// f32 `[T, n, r]`
+        /// f32 `[T, n, r]`; bf16 where rounded
         out: Address,
         /// As [`MlaSplits::splits`].
         splits: u32,
         /// `r`
         latent: u32,
     } over {
-        /// `T`
-        rows: u32,
-        /// `n`
-        heads: u32,
-    }
-    => |it| Shape::new([it.rows, it.heads, 1], THREADS)
-}
-
-kernel! {
-    /// The same, rounded.
-    MergeSplitsBf16("merge_splits_bf16") {
-        /// f32 `[T, n, splits, r + 2]`
-        parts: Address,
-        /// u32 `[T]`: the positions that each row sees
-        keys: Address,
-        /// bf16 `[T, n, r]`
-        out: Address,
-        /// As [`MlaSplits::splits`].
-        splits: u32,
-        /// `r`
-        latent: u32,
-    } over {
+        /// Whether what is merged is rounded.
+        rounded: bool,
         /// `T`
         rows: u32,
         /// `n`

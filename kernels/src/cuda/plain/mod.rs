@@ -11,7 +11,7 @@ mod linear;
 mod rows;
 mod sample;
 
-pub use attention::{MergeSplits, MergeSplitsBf16, MlaSplits};
+pub use attention::{MergeSplits, MlaSplits};
 pub use choices::*;
 pub use elementwise::{Add, AddTwo, DecodeBf16, RoundBf16, Swiglu};
 pub use gate_logits::GateLogits;
