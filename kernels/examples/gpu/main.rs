@@ -97,7 +97,7 @@ fn measure_on(args: &Args) -> Result<usize, Stop> {
     let budget = Duration::from_secs(args.seconds);
     let options = Options { budget, json: args.json.clone(), peak: args.peak.map(|peak| peak * 1e12) };
     match args.shim {
-        true => Ok(measure(Runner::new(Shim::new(1), Sizes::small(), options)?, &args.only)),
+        true => Ok(measure(Runner::new(Shim::sm90(1), Sizes::small(), options)?, &args.only)),
         false => on_gpu(args, options),
     }
 }
@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn what_there_is_no_time_for_is_skipped() {
         let options = Options { peak: Some(1e12), ..Options::default() };
-        let runner = Runner::new(Shim::new(1), Sizes::small(), options).map_err(|_| "a runner").unwrap();
+        let runner = Runner::new(Shim::sm90(1), Sizes::small(), options).map_err(|_| "a runner").unwrap();
         assert_eq!(measure(runner, &[Part::Trunk]), 0);
     }
 }

@@ -112,7 +112,7 @@ impl<D: Driver> Runner<D> {
     /// Measures the rates of the device; with a `peak` of operations a second, products are not among them.
     pub(crate) fn new(driver: D, sizes: Sizes, options: Options) -> Result<Self, Stop> {
         let Options { budget, json, peak } = options;
-        let rates = CudaRates::new(driver, sizes.read, if peak.is_some() { 0 } else { sizes.rounds })?;
+        let rates = CudaRates::new(driver, sizes.read, sizes.rounds)?;
         let mut report = Report::of(rates.about());
         for _ in 0..3 {
             report.read = report.read.max(rates.read_rate()?);

@@ -1,6 +1,6 @@
 //! What a GPU gives at most.
 
-use super::{Arg, CudaError, Driver, Launch};
+use super::{Arg, CudaError, Driver, Launch, sm90};
 use crate::{KernelError, RateProbe};
 
 /// `RATE_THREADS` and `CHAINS` of `rates.cuh`.
@@ -20,8 +20,6 @@ pub struct CudaRates<D: Driver> {
     bytes: usize,
     rounds: u32,
     out: D::Memory,
-    /// Whether there are products on tensor cores.
-    products: bool,
 }
 
 impl<D: Driver> CudaRates<D> {
@@ -30,22 +28,20 @@ impl<D: Driver> CudaRates<D> {
     /// Rounds of products or multiply-adds: some milliseconds on an H200.
     pub const ROUNDS: u32 = 10_000;
 
-    /// Takes `bytes` of memory, and looks for products on tensor cores; with 0 rounds, nothing is multiplied.
+    /// Takes `bytes` of memory.
     ///
     /// # Errors
-    /// When the device has no room or no code.
+    /// When the device has no room.
     pub fn new(driver: D, bytes: usize, rounds: u32) -> Result<Self, CudaError> {
         let (memory, threads) = (driver.allocate(bytes)?, driver.multiprocessors() * BLOCKS * THREADS as usize);
         driver.zero(&memory, 0..bytes)?;
         let out = driver.allocate(threads * size_of::<f32>())?;
-        let mut rates = Self { driver, memory, bytes, rounds, out, products: true };
-        if rounds > 0 {
-            match rates.multiply(1) {
-                Err(CudaError::NoKernel { .. }) => rates.products = false,
-                other => drop(other?),
-            }
-        }
-        Ok(rates)
+        Ok(Self { driver, memory, bytes, rounds, out })
+    }
+
+    /// Whether there are products on tensor cores.
+    fn products(&self) -> bool {
+        self.driver.chip() == sm90::CHIP
     }
 
     /// The driver below.
@@ -63,16 +59,16 @@ impl<D: Driver> CudaRates<D> {
         self.launch("rate_reads", self.driver.multiprocessors() * BLOCKS, 0, &[x, out, words])
     }
 
-    /// Queues `rounds` rounds of multiply-adds on the whole chip; how many multiply-adds that is.
-    fn multiply(&self, rounds: u32) -> Result<f64, CudaError> {
-        let arguments = [Arg::Address(self.driver.address(&self.out)), Arg::U32(rounds)];
-        let (kernel, blocks, shared, of_a_block) = match self.products {
+    /// Queues the rounds of multiply-adds on the whole chip; how many multiply-adds that is.
+    fn multiply(&self) -> Result<f64, CudaError> {
+        let arguments = [Arg::Address(self.driver.address(&self.out)), Arg::U32(self.rounds)];
+        let (kernel, blocks, shared, of_a_block) = match self.products() {
             true => ("sm90_rate_products", 1, SHARED, PRODUCTS),
             false => ("rate_multiply_adds", BLOCKS, 0, CHAINS * f64::from(THREADS)),
         };
         let blocks = blocks * self.driver.multiprocessors();
         self.launch(kernel, blocks, shared, &arguments)?;
-        Ok(of_a_block * blocks as f64 * f64::from(rounds))
+        Ok(of_a_block * blocks as f64 * f64::from(self.rounds))
     }
 
     fn launch(&self, kernel: &str, blocks: usize, shared: u32, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
@@ -91,7 +87,7 @@ impl<D: Driver> CudaRates<D> {
 
 impl<D: Driver> RateProbe for CudaRates<D> {
     fn about(&self) -> String {
-        let what = if self.products { "bf16 on tensor cores" } else { "f32" };
+        let what = if self.products() { "bf16 on tensor cores" } else { "f32" };
         format!("{}, {what}", self.driver.name())
     }
 
@@ -100,7 +96,7 @@ impl<D: Driver> RateProbe for CudaRates<D> {
     }
 
     fn multiply_add_rate(&self) -> Result<f64, KernelError> {
-        self.rate(|| self.multiply(self.rounds))
+        self.rate(|| self.multiply())
     }
 
     fn host_bytes(&self) -> u64 {

@@ -56,7 +56,9 @@ fn every_round_is_multiplied() {
 
 #[test]
 fn rates_have_a_name_and_are_measured() {
-    let rates = CudaRates::new(Shim::new(1), 1 << 16, 1).unwrap();
-    assert_eq!((rates.about(), rates.host_bytes()), ("shim, bf16 on tensor cores".to_owned(), 0));
-    assert!(rates.read_rate().unwrap() > 0.0 && rates.multiply_add_rate().unwrap() > 0.0);
+    for (chip, about) in [(Shim::sm90(1), "shim, bf16 on tensor cores"), (Shim::new(1), "shim, f32")] {
+        let rates = CudaRates::new(chip, 1 << 16, 1).unwrap();
+        assert_eq!((rates.about(), rates.host_bytes()), (about.to_owned(), 0));
+        assert!(rates.read_rate().unwrap() > 0.0 && rates.multiply_add_rate().unwrap() > 0.0);
+    }
 }
