@@ -28,6 +28,7 @@ fn error(command: &str) -> String {
 fn a_number_out_of_range_is_refused_with_the_range() {
     for (command, flag, range) in [
         ("serve --shards 0", "--shards <N>", "0 is not in 1..=65536"),
+        ("bench --shards 0", "--shards <N>", "0 is not in 1..=65536"),
         ("serve --context 0", "--context <TOKENS>", "0 is not in 1..=4294967295"),
         ("serve --cache-mib 0", "--cache-mib <MIB>", "0 is not in 1..=1099511627776"),
         ("serve --max-running 0", "--max-running <N>", "0 is not in 1..=65536"),

@@ -20,3 +20,4 @@ pub use attention_node::AttentionArgs;
 pub use checkpoint::{ModelArgs, blocking};
 pub use device::DeviceArgs;
 pub use front::FrontArgs;
+pub use range::range;

@@ -15,7 +15,7 @@ use conclave_serve::{State, args::LogArgs, listen, telemetry};
 use super::{
     AttentionArgs, DeviceArgs, FrontArgs, ModelArgs,
     host::Host,
-    in_process::{InProcess, Settings, Shown},
+    in_process::{InProcess, SHARDS, Settings, Shown},
     member,
     range::range,
 };
@@ -40,7 +40,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub log: LogArgs,
     /// Expert shards to run in this process, each with its part of the cells.
-    #[arg(long, env = "CONCLAVE_SHARDS", value_name = "N", default_value = "1", value_parser = range::<u32>(1..=65_536))]
+    #[arg(long, env = "CONCLAVE_SHARDS", value_name = "N", default_value = "1", value_parser = range::<u32>(SHARDS))]
     pub shards: u32,
 }
 

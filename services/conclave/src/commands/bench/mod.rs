@@ -28,7 +28,7 @@ use conclave_serve::{
     telemetry::{self, LogFormat, TelemetryConfig},
 };
 
-use crate::process::{AttentionArgs, DeviceArgs, ModelArgs};
+use crate::process::{AttentionArgs, DeviceArgs, ModelArgs, in_process::SHARDS, range};
 
 /// What the figures mean, for `--help`.
 const FIGURES: &str = "\
@@ -73,7 +73,7 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub attention: AttentionArgs,
     /// Expert shards to run in this process, each with its part of the cells.
-    #[arg(long, env = "CONCLAVE_SHARDS", value_name = "N", default_value = "1")]
+    #[arg(long, env = "CONCLAVE_SHARDS", value_name = "N", default_value = "1", value_parser = range::<u32>(SHARDS))]
     pub shards: u32,
     /// Measure the server with this gRPC address instead; with --model, its checkpoint, figures get their limits, which
     /// are those of this machine.
