@@ -54,7 +54,9 @@ size() { # size DIR: of all that is carried
 
 case ${1:-} in
     pack) pack "${2:-}" ;;
-    run) exec python3 "$here/run.py" --package "$here" ${2:+--results "$2"} ;;
+    run)
+        [ -f "$here/run.py" ] || { echo "$here: found no run.py, expected a folder that pack filled (without a GPU: try)" >&2; exit 2; }
+        exec python3 "$here/run.py" --package "$here" ${2:+--results "$2"} ;;
     try) cd "$here/.." && exec python3 deploy/gpu/run.py --cpu --package target/release --results "${2:-target/gpu-try}" ;;
     *) sed -n '2,/^set/{/^set/d; s/^# \{0,1\}//; p}' "$0" >&2; exit 2 ;;
 esac
