@@ -78,7 +78,7 @@ pub struct ExpertRows<'a, M> {
 ///
 /// A device may have memory of its own and work that is queued. What is loaded stays there; operations take and leave
 /// buffers there, and make their output as long as it has to be. Values come back to the host by [`Device::read`],
-/// [`Device::encode`] and [`Device::grouped_ffn`] alone: these wait for what was queued before them, and say so if any of
+/// [`Device::take`] and [`Device::grouped_ffn`] alone: these wait for what was queued before them, and say so if any of
 /// it failed. A device that has failed once has failed for good; its operations then do nothing.
 ///
 /// Inputs have the sizes in their comments (`T` rows); anything else is a bug of the caller and panics.
@@ -97,6 +97,11 @@ pub trait Device: Send + Sync + 'static {
     type Buffer: Default + Send + Sync + 'static;
     /// The rows of a step: what operations look up by row. The default has none.
     type Batch: Default + Send + 'static;
+    /// What a dispatch point needs, on its way to the host.
+    type Fetched: Send + 'static;
+
+    /// Whether operations are queued, and done while the host goes on.
+    const QUEUES: bool = false;
 
     /// Positions of one cache block.
     const BLOCK: usize = 64;
@@ -156,15 +161,22 @@ pub trait Device: Send + Sync + 'static {
     /// # Errors
     /// When the device has failed.
     fn read(&self, x: &mut Self::Buffer, values: &mut Vec<f32>) -> Result<(), KernelError>;
-    /// `x` rounded to the activation type, as little-endian bytes.
+    /// Has `x`, rounded to the activation type, and all that is in `y`, which is spent, brought to the host as they are now.
+    fn fetch(&self, x: &Self::Buffer, y: &mut Self::Buffer) -> Self::Fetched;
+    /// Waits for what was fetched, and for nothing that was queued after it: `x` as little-endian bytes, and the values of `y`.
     ///
     /// # Errors
     /// When the device has failed.
-    fn encode(&self, x: &Self::Buffer) -> Result<Vec<u8>, KernelError>;
+    fn take(&self, fetched: Self::Fetched) -> Result<(Vec<u8>, Vec<f32>), KernelError>;
+    /// Starts what has been queued where a device gathers it first. `piece` names what was queued since the last call, of which
+    /// about the same should come under the same name in each step.
+    fn submit(&self, piece: u32) {
+        let _ = piece;
+    }
     /// `out = x`, which is of the activation type, little-endian.
     fn decode(&self, x: &[u8], out: &mut Self::Buffer);
-    /// `out [R, width]`: some rows of `x [T, width]`.
-    fn gather(&self, x: &Self::Buffer, width: usize, rows: &[u32], out: &mut Self::Buffer);
+    /// `out [R, width]`: some rows of each `x [T, width]`, one behind the other.
+    fn gather(&self, parts: &[(&Self::Buffer, &[u32])], width: usize, out: &mut Self::Buffer);
     /// `x += delta`
     fn add(&self, x: &mut Self::Buffer, delta: &Self::Buffer);
     /// `x += a + b`

@@ -25,10 +25,12 @@ pub(crate) fn decode_parts(dtype: Dtype, parts: &[&[u8]]) -> Scratch {
     values
 }
 
-/// Some rows of `x [_, width]`.
-pub(crate) fn gather(x: &[f32], width: usize, rows: &[u32], out: &mut Vec<f32>) {
+/// Some rows of each `x [_, width]`, one behind the other.
+pub(crate) fn gather(parts: &[(&Vec<f32>, &[u32])], width: usize, out: &mut Vec<f32>) {
     out.clear();
-    rows.iter().for_each(|row| out.extend_from_slice(&x[*row as usize * width..][..width]));
+    for (x, rows) in parts {
+        rows.iter().for_each(|row| out.extend_from_slice(&x[*row as usize * width..][..width]));
+    }
 }
 
 /// `x += delta`

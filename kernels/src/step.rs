@@ -65,6 +65,29 @@ impl StepRows {
         self.spans.iter().any(|span| span.expanded).then(|| rows.collect())
     }
 
+    /// The first half of the rows, rounded up, and the others. A sequence may have rows in both.
+    pub fn halves(mut self) -> [Self; 2] {
+        let first = self.len().div_ceil(2);
+        let mut behind = Self {
+            tokens: self.tokens.split_off(first),
+            positions: self.positions.split_off(first),
+            slots: self.slots.split_off(first),
+            spans: Vec::new(),
+        };
+        for span in std::mem::take(&mut self.spans) {
+            let here = first.saturating_sub(span.first_row).min(span.rows);
+            if here < span.rows {
+                let (rows, first_position) = (span.rows - here, span.first_position + here);
+                let first_row = (span.first_row + here) - first;
+                behind.spans.push(RowSpan { first_row, rows, first_position, ..span.clone() });
+            }
+            if here > 0 {
+                self.spans.push(RowSpan { rows: here, ..span });
+            }
+        }
+        [self, behind]
+    }
+
     /// Rows.
     pub fn len(&self) -> usize {
         self.tokens.len()
@@ -91,6 +114,22 @@ mod tests {
             rows.spans[1],
             RowSpan { first_row: 3, rows: 1, first_position: 0, blocks: vec![0], expanded: false }
         );
+    }
+
+    #[test]
+    fn halves_hold_all_rows_where_they_were() {
+        let sequences: [(usize, usize, [u32; 2]); 3] = [(2, 6, [5, 2]), (5, 3, [0, 1]), (1, 9, [3, 4])];
+        let mut whole = StepRows::default();
+        sequences.iter().for_each(|(rows, first, blocks)| whole.push(&vec![*rows as u32; *rows], *first, blocks, 8));
+        let [mut first, mut second] = [StepRows::default(), StepRows::default()];
+        first.push(&[2; 2], 6, &[5, 2], 8);
+        first.push(&[5; 2], 3, &[0, 1], 8);
+        second.push(&[5; 3], 5, &[0, 1], 8);
+        second.push(&[1; 1], 9, &[3, 4], 8);
+        assert_eq!(whole.halves(), [first, second]);
+        let mut one = StepRows::default();
+        one.push(&[7], 0, &[0], 8);
+        assert_eq!(one.clone().halves(), [one, StepRows::default()]);
     }
 
     #[test]

@@ -152,6 +152,7 @@ impl Device for Cpu {
     type Cache = LatentCache<u16>;
     type Buffer = Vec<f32>;
     type Batch = StepRows;
+    type Fetched = (Vec<u8>, Vec<f32>);
 
     fn activation(&self) -> Dtype {
         Dtype::Bf16
@@ -206,16 +207,20 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn encode(&self, x: &Vec<f32>) -> Result<Vec<u8>, KernelError> {
-        Ok(activation::encode(self.activation(), x))
+    fn fetch(&self, x: &Vec<f32>, y: &mut Vec<f32>) -> Self::Fetched {
+        (activation::encode(self.activation(), x), std::mem::take(y))
+    }
+
+    fn take(&self, fetched: Self::Fetched) -> Result<Self::Fetched, KernelError> {
+        Ok(fetched)
     }
 
     fn decode(&self, x: &[u8], out: &mut Vec<f32>) {
         host::decode(self.activation(), x, out);
     }
 
-    fn gather(&self, x: &Vec<f32>, width: usize, rows: &[u32], out: &mut Vec<f32>) {
-        host::gather(x, width, rows, out);
+    fn gather(&self, parts: &[(&Vec<f32>, &[u32])], width: usize, out: &mut Vec<f32>) {
+        host::gather(parts, width, out);
     }
 
     fn add(&self, x: &mut Vec<f32>, delta: &Vec<f32>) {

@@ -196,9 +196,18 @@ impl<M> CudaBuffer<M> {
     }
 
     /// Waits, then copies all of it, rounded.
-    pub(super) fn download_bf16<D: Driver<Memory = M>>(&self, driver: &D) -> Result<Vec<u8>, CudaError> {
+    fn download_bf16<D: Driver<Memory = M>>(&self, driver: &D) -> Result<Vec<u8>, CudaError> {
         let mut bytes = vec![0; self.length * Dtype::Bf16.size()];
         self.bf16(driver)?.bf16.download(driver, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Queues the copy of all of it, rounded, and of the f32 values of `other`.
+    pub(super) fn fetch_with<D: Driver<Memory = M>>(&self, driver: &D, other: &mut Self) -> Result<D::Copy, CudaError> {
+        other.f32(driver)?;
+        let bytes = other.length * Dtype::F32.size();
+        let mut rounded = self.bf16(driver)?;
+        let (values, range) = rounded.bf16.values(driver, self.length)?;
+        driver.fetch(&[(values, range), (other.forms().f32.fit(driver, 0)?, 0..bytes)])
     }
 }

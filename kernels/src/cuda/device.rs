@@ -37,6 +37,15 @@ pub struct Cuda<D: Driver> {
     heads: AtomicUsize,
 }
 
+/// What a dispatch point needs, on its way to the host.
+pub struct CudaFetched<C> {
+    /// Of the rows.
+    bytes: usize,
+    /// Gate logits.
+    values: usize,
+    copy: Result<C, KernelError>,
+}
+
 /// Working memory of an operation.
 struct Scratch<M> {
     memory: Growing<M>,
@@ -52,6 +61,11 @@ impl<D: Driver> Cuda<D> {
         let scratch = Scratch { memory: Growing::default(), operand: Operand::default() };
         let (scratch, heads) = (Mutex::new(scratch), AtomicUsize::new(0));
         Self { driver, failure: OnceLock::new(), scratch, experts: Mutex::default(), heads }
+    }
+
+    /// What it runs on.
+    pub fn driver(&self) -> &D {
+        &self.driver
     }
 
     /// Does something on the device unless it has failed before.
@@ -93,6 +107,9 @@ impl<D: Driver> Device for Cuda<D> {
     type Cache = CudaCache<D::Memory>;
     type Buffer = Buffer<D>;
     type Batch = CudaBatch<D::Memory>;
+    type Fetched = CudaFetched<D::Copy>;
+
+    const QUEUES: bool = true;
 
     fn activation(&self) -> Dtype {
         Dtype::Bf16
@@ -157,22 +174,45 @@ impl<D: Driver> Device for Cuda<D> {
         self.attempt(|driver| x.download(driver, values))
     }
 
-    fn encode(&self, x: &Buffer<D>) -> Result<Vec<u8>, KernelError> {
-        self.attempt(|driver| x.download_bf16(driver))
+    fn fetch(&self, x: &Buffer<D>, y: &mut Buffer<D>) -> Self::Fetched {
+        CudaFetched {
+            bytes: x.length * Dtype::Bf16.size(),
+            values: y.length,
+            copy: self.attempt(|driver| x.fetch_with(driver, y)),
+        }
+    }
+
+    fn take(&self, fetched: Self::Fetched) -> Result<(Vec<u8>, Vec<f32>), KernelError> {
+        let (mut bytes, mut values) = (vec![0; fetched.bytes], vec![0.0; fetched.values]);
+        let (copy, parts) = (fetched.copy?, &mut [&mut bytes[..], bytemuck::cast_slice_mut(&mut values)]);
+        self.attempt(|driver| driver.take(copy, parts))?;
+        Ok((bytes, values))
+    }
+
+    fn submit(&self, piece: u32) {
+        self.queue(|driver| driver.submit(piece));
     }
 
     fn decode(&self, x: &[u8], out: &mut Buffer<D>) {
         self.queue(|driver| out.fill_bf16(driver, x));
     }
 
-    fn gather(&self, x: &Buffer<D>, width: usize, rows: &[u32], out: &mut Buffer<D>) {
+    fn gather(&self, parts: &[(&Buffer<D>, &[u32])], width: usize, out: &mut Buffer<D>) {
         self.queue_with(|driver, scratch| {
-            assert!(rows.iter().all(|row| (*row as usize) < x.length / width), "rows of {} values", x.length);
-            let memory = scratch.memory.fit(driver, size_of_val(rows))?;
-            driver.upload(memory, 0, bytemuck::cast_slice(rows))?;
-            let out = out.fit(driver, rows.len() * width)?;
-            let (tokens, hidden, rows) = (driver.address(memory), width as u32, rows.len() as u32);
-            EmbedF32 { table: x.f32(driver)?, tokens, out, hidden, rows }.launch(driver)
+            let rows: Vec<&[u8]> = parts.iter().map(|(_, rows)| bytemuck::cast_slice(rows)).collect();
+            let bytes: usize = rows.iter().map(|rows| rows.len()).sum();
+            let memory = scratch.memory.fit(driver, bytes)?;
+            driver.upload_parts(memory, 0, &rows)?;
+            let out = out.fit(driver, bytes / size_of::<u32>() * width)?;
+            let mut done = 0;
+            for (x, rows) in parts {
+                assert!(rows.iter().all(|row| (*row as usize) < x.length / width), "rows of {} values", x.length);
+                let (tokens, out) = (driver.address(memory) + done * 4, out + done * 4 * width as u64);
+                let (table, hidden, count) = (x.f32(driver)?, width as u32, rows.len() as u32);
+                EmbedF32 { table, tokens, out, hidden, rows: count }.launch(driver)?;
+                done += rows.len() as u64;
+            }
+            Ok(())
         });
     }
 

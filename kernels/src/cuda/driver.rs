@@ -4,12 +4,17 @@ use std::ops::Range;
 
 use super::{EncodedMap, TensorMap};
 
+/// Bytes that are downloaded at a time.
+const DOWNLOAD: usize = 16 << 20;
+
 /// A device's memory and its queue of work. Calls on one driver run in order.
 pub trait Driver: Send + Sync + 'static {
     /// Memory of the device, freed on drop after all that was queued before.
     type Memory: Send + Sync + 'static;
     /// A place in the queue.
     type Mark: Send + Sync + 'static;
+    /// Bytes on their way to the host.
+    type Copy: Send + 'static;
 
     /// The chip, for the numerics id.
     fn name(&self) -> String;
@@ -39,11 +44,30 @@ pub trait Driver: Send + Sync + 'static {
     fn upload(&self, memory: &Self::Memory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
         self.upload_parts(memory, offset, &[bytes])
     }
+    /// Queues copies to the host, of these bytes of memories.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn fetch(&self, parts: &[(&Self::Memory, Range<usize>)]) -> Result<Self::Copy, CudaError>;
+    /// Waits for copies, and for what was queued before them: `parts` as many and as long as were fetched.
+    ///
+    /// # Errors
+    /// When the device fails, or a launch before failed.
+    fn take(&self, copy: Self::Copy, parts: &mut [&mut [u8]]) -> Result<(), CudaError>;
     /// Waits for what was queued before, then reads from `offset`.
     ///
     /// # Errors
     /// When the device fails, or a launch before failed.
-    fn download(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError>;
+    fn download(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        let read = |at: usize, part: &mut [u8]| {
+            let copy = self.fetch(&[(memory, at..at + part.len())])?;
+            self.take(copy, &mut [part])
+        };
+        if bytes.is_empty() {
+            return read(offset, bytes);
+        }
+        (offset..).step_by(DOWNLOAD).zip(bytes.chunks_mut(DOWNLOAD)).try_for_each(|(at, part)| read(at, part))
+    }
     /// Where the memory begins on the device.
     fn address(&self, memory: &Self::Memory) -> u64;
     /// The form of a tensor map that kernels read.
@@ -51,11 +75,21 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// When the tensor cannot be described so.
     fn tensor_map(&self, map: &TensorMap<'_>) -> Result<EncodedMap, CudaError>;
-    /// Queues a kernel. Every address among its arguments must lie in memory that is alive now.
+    /// Queues a kernel. Every address among its arguments must lie in memory that is alive now. A driver that gathers launches
+    /// says what is wrong with one only when it is submitted.
     ///
     /// # Errors
     /// When there is no such kernel, or it cannot be launched so.
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError>;
+    /// Starts launches that were gathered, where the driver does that. `piece` names what was queued since it was last called:
+    /// it is worth most where the same kernels come again under the same name.
+    ///
+    /// # Errors
+    /// As for [`Driver::launch`].
+    fn submit(&self, piece: u32) -> Result<(), CudaError> {
+        let _ = piece;
+        Ok(())
+    }
     /// Marks the place in the queue behind all that was queued before.
     ///
     /// # Errors
@@ -72,7 +106,7 @@ pub trait Driver: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {
     /// Its name.
-    pub kernel: &'a str,
+    pub kernel: &'static str,
     /// Blocks along x, y and z.
     pub grid: [u32; 3],
     /// Threads of a block along x, y and z.

@@ -16,7 +16,7 @@ use cudarc::driver::{
 
 use super::{
     CudaError, Driver, Element, EncodedMap, Launch, MOST_DIMENSIONS, TensorMap,
-    pinned::{Downloads, Uploads},
+    pinned::{Download, Downloads, Uploads},
 };
 
 /// Code of all kernels: file name, chip, cubin.
@@ -38,7 +38,7 @@ pub struct GpuOptions {
 pub struct Gpu {
     uploads: Mutex<Uploads>,
     downloads: Mutex<Downloads>,
-    device: Arc<Device>,
+    pub(super) device: Arc<Device>,
     modules: Vec<Module>,
     functions: Mutex<HashMap<String, Function>>,
     name: String,
@@ -47,13 +47,13 @@ pub struct Gpu {
 }
 
 /// What memory needs to live.
-struct Device {
-    context: Arc<CudaContext>,
-    stream: Arc<CudaStream>,
+pub(super) struct Device {
+    pub(super) context: Arc<CudaContext>,
+    pub(super) stream: Arc<CudaStream>,
 }
 
 impl Device {
-    fn bind(&self) -> Result<(), CudaError> {
+    pub(super) fn bind(&self) -> Result<(), CudaError> {
         self.context.bind_to_thread().map_err(|error| device("bind the CUDA context", &error))
     }
 }
@@ -102,7 +102,7 @@ impl Drop for GpuMemory {
     }
 }
 
-fn device(what: &'static str, error: &DriverError) -> CudaError {
+pub(super) fn device(what: &'static str, error: &DriverError) -> CudaError {
     CudaError::Device { what, detail: error.to_string() }
 }
 
@@ -129,7 +129,7 @@ impl Gpu {
         let pinned = |error: DriverError| device("allocate pinned memory", &error);
         Ok(Self {
             uploads: Mutex::new(Uploads::new(&context, &stream).map_err(pinned)?),
-            downloads: Mutex::new(Downloads::new(&context, &stream).map_err(pinned)?),
+            downloads: Mutex::new(Downloads::new(&context, &stream)),
             device: Arc::new(Device { context, stream }),
             modules,
             functions: Mutex::default(),
@@ -139,7 +139,7 @@ impl Gpu {
         })
     }
 
-    fn function(&self, launch: &Launch<'_>) -> Result<CUfunction, CudaError> {
+    pub(super) fn function(&self, launch: &Launch<'_>) -> Result<CUfunction, CudaError> {
         let mut functions = lock(&self.functions);
         if !functions.contains_key(launch.kernel) {
             let handle = self.find(launch.kernel)?;
@@ -163,10 +163,6 @@ impl Gpu {
         // SAFETY: modules that live as long as this.
         let of = |module: &Module| unsafe { result::module::get_function(module.0, name.clone()) }.ok();
         self.modules.iter().find_map(of).ok_or_else(missing)
-    }
-
-    fn wait(&self) -> Result<(), CudaError> {
-        self.device.stream.synchronize().map_err(|error| device("wait for the GPU", &error))
     }
 }
 
@@ -208,7 +204,12 @@ fn encode(map: &TensorMap<'_>) -> Result<EncodedMap, DriverError> {
     Ok(bytemuck::cast(encoded.opaque))
 }
 
-fn failed(kernel: &str, error: &DriverError) -> CudaError {
+/// Where the arguments of a launch lie.
+pub(super) fn pointers(launch: &Launch<'_>) -> Vec<*mut c_void> {
+    launch.arguments.iter().map(|argument| argument.bytes().as_ptr().cast_mut().cast()).collect()
+}
+
+pub(super) fn failed(kernel: &str, error: &DriverError) -> CudaError {
     CudaError::Launch { kernel: kernel.to_owned(), detail: error.to_string() }
 }
 
@@ -271,6 +272,7 @@ impl Drop for Gpu {
 impl Driver for Gpu {
     type Memory = GpuMemory;
     type Mark = CudaEvent;
+    type Copy = Download;
 
     fn name(&self) -> String {
         self.name.clone()
@@ -313,14 +315,18 @@ impl Driver for Gpu {
         unsafe { lock(&self.uploads).copy(to, parts) }.map_err(|error| device("copy to the GPU", &error))
     }
 
-    fn download(&self, memory: &GpuMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
-        let from = memory.at(offset..offset + bytes.len());
+    fn fetch(&self, parts: &[(&GpuMemory, Range<usize>)]) -> Result<Download, CudaError> {
+        let parts: Vec<_> = parts.iter().map(|(memory, range)| (memory.at(range.clone()), range.len())).collect();
         self.device.bind()?;
-        if bytes.is_empty() {
-            return self.wait();
-        }
-        // SAFETY: inside the memory.
-        unsafe { lock(&self.downloads).copy(from, bytes) }.map_err(|error| device("copy from the GPU", &error))
+        // SAFETY: inside the memories, which when they go wait for what was queued before.
+        unsafe { lock(&self.downloads).fetch(&parts) }.map_err(|error| device("copy from the GPU", &error))
+    }
+
+    fn take(&self, copy: Download, parts: &mut [&mut [u8]]) -> Result<(), CudaError> {
+        self.device.bind()?;
+        let memory = copy.take(parts).map_err(|error| device("wait for the GPU", &error))?;
+        memory.into_iter().for_each(|memory| lock(&self.downloads).reuse(memory));
+        Ok(())
     }
 
     fn address(&self, memory: &GpuMemory) -> u64 {
@@ -336,8 +342,7 @@ impl Driver for Gpu {
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
         self.device.bind()?;
         let function = self.function(launch)?;
-        let mut arguments: Vec<*mut c_void> =
-            launch.arguments.iter().map(|argument| argument.bytes().as_ptr().cast_mut().cast()).collect();
+        let mut arguments = pointers(launch);
         let ([x, y, z], [tx, ty, tz]) = (launch.grid, launch.block);
         let stream = self.device.stream.cu_stream();
         // SAFETY: the driver copies the arguments before it returns; addresses among them are the caller's to keep right.

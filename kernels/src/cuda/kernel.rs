@@ -31,7 +31,7 @@ impl Shape {
 /// Queues a kernel; nothing where it has nothing to do.
 pub(super) fn queue<D: Driver>(
     driver: &D,
-    kernel: &str,
+    kernel: &'static str,
     shape: &Shape,
     arguments: &[Arg<'_>],
 ) -> Result<(), CudaError> {

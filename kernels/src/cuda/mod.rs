@@ -9,7 +9,11 @@ mod driver;
 mod experts;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod gpu_graph;
+mod graphs;
 mod kernel;
+mod launches;
 mod operand;
 #[cfg(feature = "cuda")]
 mod pinned;
@@ -27,10 +31,16 @@ mod weights;
 pub use attention::CudaCache;
 pub use batch::CudaBatch;
 pub use buffers::CudaBuffer;
-pub use device::Cuda;
+pub use device::{Cuda, CudaFetched};
 pub use driver::{Arg, CudaError, Driver, Launch};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
+#[cfg(feature = "cuda")]
+pub use gpu_graph::GpuGraph;
+pub use graphs::{GraphCounts, GraphDriver, GraphMemory, Graphs};
+pub use launches::Launches;
+#[cfg(feature = "cuda")]
+pub use pinned::Download;
 pub use rates::CudaRates;
 #[cfg(feature = "cuda-shim")]
 pub use shim::{Shim, ShimMemory};

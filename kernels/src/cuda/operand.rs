@@ -1,5 +1,7 @@
 //! What products read: values in bf16, and for the kernels for sm_90a tensor maps of them.
 
+use std::ops::Range;
+
 use super::{
     CudaError, Driver, Element, EncodedMap,
     buffers::Growing,
@@ -98,6 +100,16 @@ impl<M> Operand<M> {
     /// Writes from the beginning on.
     pub(super) fn upload<D: Driver<Memory = M>>(&mut self, driver: &D, bytes: &[u8]) -> Result<(), CudaError> {
         driver.upload(self.memory.fit(driver, 0)?, VALUES, bytes)
+    }
+
+    /// Its memory, and where in it the first elements lie.
+    pub(super) fn values<D: Driver<Memory = M>>(
+        &mut self,
+        driver: &D,
+        elements: usize,
+    ) -> Result<(&M, Range<usize>), CudaError> {
+        self.fit(driver, elements)?;
+        Ok((self.memory.fit(driver, 0)?, VALUES..VALUES + elements * Dtype::Bf16.size()))
     }
 
     /// Waits, then copies from the beginning on.

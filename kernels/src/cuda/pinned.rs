@@ -11,12 +11,12 @@ use cudarc::driver::{
 
 use super::ring::{Parts, Ring};
 
-/// Bytes that copies to the GPU take turns in, and those that each from the GPU goes through.
+/// Bytes that copies to the GPU take turns in, and the least that one from the GPU goes through.
 const UP: usize = 32 << 20;
-const DOWN: usize = 16 << 20;
+const DOWN: usize = 1 << 20;
 
 /// Pinned memory.
-struct Pinned {
+pub(super) struct Pinned {
     context: Arc<CudaContext>,
     start: NonNull<u8>,
     bytes: usize,
@@ -145,32 +145,86 @@ impl Drop for Uploads {
     }
 }
 
-/// Copies from the GPU.
+/// Copies from the GPU. Each has memory of its own, which is used again.
 pub(super) struct Downloads {
+    context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    memory: Pinned,
+    spare: Vec<Pinned>,
+}
+
+/// A copy from the GPU under way: parts one behind the other.
+pub struct Download {
+    memory: Option<Pinned>,
+    end: End,
+    parts: Vec<usize>,
 }
 
 impl Downloads {
     /// For one stream.
-    pub(super) fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Result<Self, DriverError> {
-        Ok(Self { stream: stream.clone(), memory: Pinned::new(context, DOWN)? })
+    pub(super) fn new(context: &Arc<CudaContext>, stream: &Arc<CudaStream>) -> Self {
+        Self { context: context.clone(), stream: stream.clone(), spare: Vec::new() }
     }
 
-    /// Waits for what is queued, then copies.
+    /// Queues the copy of `parts`, addresses and bytes.
     ///
     /// # Safety
-    /// `from` is memory of the GPU of as many bytes. The context is bound.
-    pub(super) unsafe fn copy(&mut self, from: u64, bytes: &mut [u8]) -> Result<(), DriverError> {
-        let mut from = from;
-        for part in bytes.chunks_mut(DOWN) {
-            let through = self.memory.piece(0..part.len());
-            // SAFETY: the caller's promise; `through` is left alone until the copy has ended, below.
-            unsafe { result::memcpy_dtoh_async(through, from, self.stream.cu_stream()) }?;
-            self.stream.synchronize()?;
-            part.copy_from_slice(through);
-            from += part.len() as u64;
+    /// The parts are memory of the GPU, alive until the copy has ended. The context is bound.
+    pub(super) unsafe fn fetch(&mut self, parts: &[(u64, usize)]) -> Result<Download, DriverError> {
+        let mut memory = self.room(parts.iter().map(|(_, bytes)| bytes).sum())?;
+        let mut start = 0;
+        for (from, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
+            let through = memory.piece(start..start + bytes);
+            // SAFETY: the caller's promise; `through` is left alone until the copy has ended, by `Download`.
+            unsafe { result::memcpy_dtoh_async(through, *from, self.stream.cu_stream()) }?;
+            start += bytes;
         }
-        Ok(())
+        let end = End::new()?;
+        end.record(&self.stream)?;
+        Ok(Download { memory: Some(memory), end, parts: parts.iter().map(|(_, bytes)| *bytes).collect() })
+    }
+
+    /// The memory of a copy is free again.
+    pub(super) fn reuse(&mut self, memory: Pinned) {
+        self.spare.push(memory);
+    }
+
+    /// The smallest memory that suffices; new memory where none does.
+    fn room(&mut self, bytes: usize) -> Result<Pinned, DriverError> {
+        let fits = self.spare.iter().enumerate().filter(|(_, memory)| memory.bytes >= bytes);
+        match fits.min_by_key(|(_, memory)| memory.bytes).map(|(index, _)| index) {
+            Some(index) => Ok(self.spare.swap_remove(index)),
+            None => {
+                // What did not suffice will not be needed again.
+                self.spare.pop();
+                Pinned::new(&self.context, bytes.next_power_of_two().max(DOWN))
+            }
+        }
+    }
+}
+
+impl Download {
+    /// Waits, then hands the parts out; what the copy went through is left.
+    pub(super) fn take(mut self, parts: &mut [&mut [u8]]) -> Result<Option<Pinned>, DriverError> {
+        self.end.wait()?;
+        let Some(mut memory) = self.memory.take() else { return Ok(None) };
+        assert!(
+            self.parts.iter().eq(parts.iter().map(|part| part.len()).collect::<Vec<_>>().iter()),
+            "parts of a copy"
+        );
+        let mut start = 0;
+        for part in parts {
+            part.copy_from_slice(memory.piece(start..start + part.len()));
+            start += part.len();
+        }
+        Ok(Some(memory))
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        // Nobody took it: the copy must have ended before its memory goes.
+        if self.memory.is_some() {
+            let _ = self.end.wait();
+        }
     }
 }

@@ -71,7 +71,7 @@ impl<D: Driver> CudaRates<D> {
         Ok(of_a_block * blocks as f64 * f64::from(self.rounds))
     }
 
-    fn launch(&self, kernel: &str, blocks: usize, shared: u32, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
+    fn launch(&self, kernel: &'static str, blocks: usize, shared: u32, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
         let (grid, block) = ([blocks as u32, 1, 1], [THREADS, 1, 1]);
         self.driver.launch(&Launch { kernel, grid, block, shared, arguments })
     }

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::{CudaError, Driver, EncodedMap, Launch, TensorMap, sm90};
+use super::{CudaError, Driver, EncodedMap, GraphDriver, Launch, Launches, TensorMap, sm90};
 
 /// Runs kernels on fibres. Blocks, warps and lanes take turns as the seed decides.
 #[derive(Debug)]
@@ -65,6 +65,7 @@ impl Drop for ShimMemory {
 impl Driver for Shim {
     type Memory = ShimMemory;
     type Mark = Instant;
+    type Copy = Vec<Vec<u8>>;
 
     fn name(&self) -> String {
         "shim".to_owned()
@@ -101,10 +102,19 @@ impl Driver for Shim {
         Ok(())
     }
 
-    fn download(&self, memory: &ShimMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
-        let from = memory.at(offset..offset + bytes.len());
-        // SAFETY: inside the memory, as checked by `at`.
-        unsafe { from.copy_to(bytes.as_mut_ptr(), bytes.len()) };
+    fn fetch(&self, parts: &[(&ShimMemory, Range<usize>)]) -> Result<Vec<Vec<u8>>, CudaError> {
+        let copy = |(memory, range): &(&ShimMemory, Range<usize>)| {
+            let (from, mut bytes) = (memory.at(range.clone()), vec![0; range.len()]);
+            // SAFETY: inside the memory, as checked by `at`.
+            unsafe { from.copy_to(bytes.as_mut_ptr(), bytes.len()) };
+            bytes
+        };
+        Ok(parts.iter().map(copy).collect())
+    }
+
+    fn take(&self, copy: Vec<Vec<u8>>, parts: &mut [&mut [u8]]) -> Result<(), CudaError> {
+        assert_eq!(copy.len(), parts.len(), "parts of a copy");
+        parts.iter_mut().zip(copy).for_each(|(part, copy)| part.copy_from_slice(&copy));
         Ok(())
     }
 
@@ -147,6 +157,23 @@ impl Driver for Shim {
 
     fn seconds(&self, from: &Instant, to: &Instant) -> Result<f64, CudaError> {
         Ok(to.duration_since(*from).as_secs_f64())
+    }
+}
+
+impl GraphDriver for Shim {
+    type Graph = Launches;
+
+    fn graph(&self, launches: &Launches) -> Result<Launches, CudaError> {
+        Ok(launches.clone())
+    }
+
+    fn change(&self, graph: &mut Launches, index: usize, launch: &Launch<'_>) -> Result<(), CudaError> {
+        graph.replace(index, launch);
+        Ok(())
+    }
+
+    fn replay(&self, graph: &Launches) -> Result<(), CudaError> {
+        (0..graph.len()).try_for_each(|index| graph.with(index, |launch| self.launch(launch)))
     }
 }
 

@@ -27,6 +27,13 @@ pub(crate) enum Mark {
     Gpu(<Gpu as Driver>::Mark),
 }
 
+/// A copy of it to the host.
+pub(crate) enum Copy {
+    Shim(<Shim as Driver>::Copy),
+    #[cfg(feature = "cuda")]
+    Gpu(<Gpu as Driver>::Copy),
+}
+
 /// Calls the same method of whichever driver there is, with its own memory.
 macro_rules! each {
     ($any:expr, $driver:ident => $call:expr) => {
@@ -50,6 +57,7 @@ macro_rules! each {
 impl Driver for Any {
     type Memory = Memory;
     type Mark = Mark;
+    type Copy = Copy;
 
     fn name(&self) -> String {
         each!(self, driver => driver.name())
@@ -79,8 +87,25 @@ impl Driver for Any {
         each!(self, memory, (driver, own) => driver.upload_parts(own, offset, parts))
     }
 
-    fn download(&self, memory: &Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
-        each!(self, memory, (driver, own) => driver.download(own, offset, bytes))
+    fn fetch(&self, parts: &[(&Memory, Range<usize>)]) -> Result<Copy, CudaError> {
+        let [(memory, range)] = parts else { panic!("one part at a time") };
+        match (self, memory) {
+            (Self::Shim(shim), Memory::Shim(own)) => shim.fetch(&[(own, range.clone())]).map(Copy::Shim),
+            #[cfg(feature = "cuda")]
+            (Self::Gpu(gpu), Memory::Gpu(own)) => gpu.fetch(&[(own, range.clone())]).map(Copy::Gpu),
+            #[cfg(feature = "cuda")]
+            _ => panic!("memory of another driver"),
+        }
+    }
+
+    fn take(&self, copy: Copy, parts: &mut [&mut [u8]]) -> Result<(), CudaError> {
+        match (self, copy) {
+            (Self::Shim(shim), Copy::Shim(copy)) => shim.take(copy, parts),
+            #[cfg(feature = "cuda")]
+            (Self::Gpu(gpu), Copy::Gpu(copy)) => gpu.take(copy, parts),
+            #[cfg(feature = "cuda")]
+            _ => panic!("a copy of another driver"),
+        }
     }
 
     fn address(&self, memory: &Memory) -> u64 {

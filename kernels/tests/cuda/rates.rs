@@ -9,7 +9,7 @@ use crate::support::{Numbers, Rig, run};
 
 const THREADS: u32 = 256;
 
-fn launch(rig: &Rig, kernel: &str, arguments: &[Arg<'_>]) -> Result<(), conclave_kernels::cuda::CudaError> {
+fn launch(rig: &Rig, kernel: &'static str, arguments: &[Arg<'_>]) -> Result<(), conclave_kernels::cuda::CudaError> {
     rig.driver.launch(&Launch { kernel, grid: [2, 1, 1], block: [THREADS, 1, 1], shared: 0, arguments })
 }
 

@@ -4,13 +4,13 @@ use conclave_kernels::cuda::{Arg, CudaError, Driver, Launch, Shim};
 
 use crate::support::Rig;
 
-fn launch<D: Driver>(driver: &D, kernel: &str, threads: u32, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
+fn launch<D: Driver>(driver: &D, kernel: &'static str, threads: u32, arguments: &[Arg<'_>]) -> Result<(), CudaError> {
     let (grid, block) = ([1, 1, 1], [threads, 1, 1]);
     driver.launch(&Launch { kernel, grid, block, shared: 128, arguments })
 }
 
 /// How many of 20 schedules give the right result of a kernel that reverses `n` numbers.
-fn right(kernel: &str, n: u32, barrier: u32) -> usize {
+fn right(kernel: &'static str, n: u32, barrier: u32) -> usize {
     let x: Vec<f32> = (0..n).map(|at| at as f32).collect();
     let reversed: Vec<f32> = x.iter().rev().copied().collect();
     let runs = |seed| {

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use proptest::prelude::*;
 
-use crate::support::{Case, Check, Numbers, attend, batch, buffer, instruction_sets, on_each_device, output};
+use crate::support::{Case, Check, Numbers, attend, batch, buffer, encode, instruction_sets, on_each_device, output};
 use conclave_kernels::{Cpu, Device, Dtype, ExpertRows, Ffn, Isa, Pool, Reference, StepRows, Weight, activation};
 
 const ROWS: usize = 8;
@@ -35,7 +35,7 @@ pub(crate) fn run<D: Device>(device: &D, case: &Case, lengths: &[usize]) -> Vec<
     of("linear", case.vocab, &|out| device.linear(&x, &model.lm_head, out));
     of("gate_logits", case.vocab, &|out| device.gate_logits(&x, &model.lm_head, out));
     of("ffn", hidden, &|out| device.ffn(&x, &model.experts[1], out));
-    of("decode", hidden, &|out| device.decode(&device.encode(&x).unwrap(), out));
+    of("decode", hidden, &|out| device.decode(&encode(device, &x).unwrap(), out));
     let q = buffer(device, &numbers.vector(ROWS * shape.heads * (shape.nope + shape.rope), 1.0));
     of("mla_queries", shape.heads * shape.cached(), &|out| {
         device.mla_queries(&model.mla, &batch, &q, &model.uk, out);
@@ -93,12 +93,17 @@ impl Check for Moves {
         let sums = |of: &dyn Fn(usize) -> f32| (0..30).map(of).collect::<Vec<f32>>();
         assert_eq!(run(&|out| device.add(out, &second)), sums(&|i| a[i] + b[i]));
         assert_eq!(run(&|out| device.add_two(out, &second, &third)), sums(&|i| a[i] + (b[i] + c[i])));
-        let rows = output(device, 15, |out| device.gather(&buffer(device, &a), 5, &[4, 0, 4], out));
-        assert_eq!(rows, [&a[20..25], &a[..5], &a[20..25]].concat());
+        let rows = output(device, 15, |out| {
+            device.gather(&[(&buffer(device, &a), &[4, 0]), (&second, &[3])], 5, out);
+        });
+        assert_eq!(rows, [&a[20..25], &a[..5], &b[15..20]].concat());
         let mut rounded = a.clone();
         activation::round(device.activation(), &mut rounded);
-        let bytes = device.encode(&buffer(device, &a)).unwrap();
+        let (x, mut y) = (buffer(device, &a), buffer(device, &b[..7]));
+        let fetched = device.fetch(&x, &mut y);
+        let (bytes, values) = device.take(fetched).unwrap();
         assert_eq!(bytes, activation::encode(device.activation(), &a));
+        assert_eq!(values, b[..7]);
         assert_eq!(output(device, 30, |out| device.decode(&bytes, out)), rounded);
         assert_eq!(device.length(&buffer(device, &a)), 30);
     }

@@ -17,7 +17,7 @@ use conclave_kernels::{
 use crate::{
     agreement::{self, Moves},
     exactness::{BatchSizes, Batches, Chunks, Poison},
-    support::{Case, Check, buffer, output},
+    support::{Case, Check, buffer, encode, output},
 };
 
 /// Runs a check on the shim, whose schedule is another one each time, and on a GPU.
@@ -140,6 +140,7 @@ impl Watched {
 impl Driver for &'static Watched {
     type Memory = ShimMemory;
     type Mark = <Shim as Driver>::Mark;
+    type Copy = <Shim as Driver>::Copy;
 
     fn name(&self) -> String {
         "Watched GPU (1)".to_owned()
@@ -165,8 +166,12 @@ impl Driver for &'static Watched {
         self.shim.upload_parts(memory, offset, parts)
     }
 
-    fn download(&self, memory: &ShimMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
-        self.shim.download(memory, offset, bytes)
+    fn fetch(&self, parts: &[(&ShimMemory, Range<usize>)]) -> Result<Self::Copy, CudaError> {
+        self.shim.fetch(parts)
+    }
+
+    fn take(&self, copy: Self::Copy, parts: &mut [&mut [u8]]) -> Result<(), CudaError> {
+        self.shim.take(copy, parts)
     }
 
     fn address(&self, memory: &ShimMemory) -> u64 {
@@ -207,10 +212,10 @@ fn a_device_that_has_failed_says_so_whenever_something_is_read() {
     let mut x = buffer(&device, &[1.0; 4]);
     device.add(&mut x, &two);
     device.add_two(&mut x, &two, &three);
-    device.gather(&three, 2, &[0], &mut x);
+    device.gather(&[(&three, &[0])], 2, &mut x);
     let mut values = Vec::new();
     let message = "the device has failed: kernel add: a bit has flipped";
-    assert_eq!(device.encode(&x).unwrap_err().to_string(), message);
+    assert_eq!(encode(&device, &x).unwrap_err().to_string(), message);
     assert_eq!(device.read(&mut x, &mut values).unwrap_err().to_string(), message);
     assert_eq!(device.grouped_ffn(&[], &[], &mut []).unwrap_err().to_string(), message);
 }

@@ -6,8 +6,8 @@ use std::{
 };
 
 use conclave_kernels::{
-    Cpu, Device, Dtype, Ffn, Isa, LatentWrite, Mla, MlaShape, Pool, Reference, RotaryTable, StepRows, Weight,
-    activation,
+    Cpu, Device, Dtype, Ffn, Isa, KernelError, LatentWrite, Mla, MlaShape, Pool, Reference, RotaryTable, StepRows,
+    Weight, activation,
 };
 
 pub(crate) use crate::numbers::Numbers;
@@ -110,6 +110,11 @@ pub(crate) struct Model<D: Device> {
 /// Values in the device's memory.
 pub(crate) fn buffer<D: Device>(device: &D, values: &[f32]) -> D::Buffer {
     device.load_vector(values.to_vec()).unwrap()
+}
+
+/// The bytes of a buffer, rounded to the activation type.
+pub(crate) fn encode<D: Device>(device: &D, x: &D::Buffer) -> Result<Vec<u8>, KernelError> {
+    device.take(device.fetch(x, &mut D::Buffer::default())).map(|(bytes, _)| bytes)
 }
 
 /// Rows of a step in the device's memory.

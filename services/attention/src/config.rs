@@ -9,7 +9,7 @@ use conclave_proto::InstanceId;
 
 use crate::AttentionError;
 use crate::sampler::TokenMask;
-use crate::scheduler::Limits;
+use crate::scheduler::{Limits, MicroBatches};
 use crate::trunk::{TrunkSize, block_bytes};
 
 /// Size of the latent cache.
@@ -48,6 +48,8 @@ pub struct AttentionConfig {
     /// While sequences decode, a step takes along as many rows of prompts as are expected to keep it within this time,
     /// but never fewer than [`FLOOR`](crate::scheduler::FLOOR).
     pub step_target: Duration,
+    /// How many micro-batches of a step are under way together.
+    pub micro_batches: MicroBatches,
     /// Longest sequence; `None`: what the model states, or as many as the cache holds if that is less.
     pub context_limit: Option<usize>,
     /// Most likely tokens that may be asked for beside a token.
@@ -76,6 +78,7 @@ impl AttentionConfig {
             step_tokens: 512,
             prefill_chunk: 512,
             step_target: Duration::from_millis(250),
+            micro_batches: MicroBatches::Auto,
             context_limit: None,
             max_logprobs: 256,
             prefix_cache: true,

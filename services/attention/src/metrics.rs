@@ -24,6 +24,7 @@ pub(crate) struct Metrics {
     pub(crate) generated_tokens: IntCounter,
     pub(crate) preemptions: IntCounter,
     pub(crate) cut_steps: IntCounter,
+    pub(crate) halved_steps: IntCounter,
 }
 
 impl Metrics {
@@ -85,6 +86,10 @@ impl Metrics {
             )?,
             generated_tokens: counter("conclave_attention_generated_tokens_total", "Tokens sampled.")?,
             preemptions: counter("conclave_attention_preemptions_total", "Sequences that lost their cache blocks.")?,
+            halved_steps: counter(
+                "conclave_attention_halved_steps_total",
+                "Steps that ran as two micro-batches, one computing while the other was with the routed experts.",
+            )?,
             cut_steps: counter("conclave_attention_cut_steps_total", "Steps given up because experts did not answer.")?,
         })
     }

@@ -7,10 +7,12 @@
 //! stored again. When blocks run out, the sequence that arrived last is preempted: its blocks are freed and it waits, at
 //! the head of the queue, to be computed again. So the oldest sequence and the oldest prompt advance in every step.
 
+mod halves;
 mod prompts;
 mod times;
 mod within;
 
+pub use halves::{Halves, MicroBatches, Took};
 pub use times::StepTimes;
 pub use within::{FLOOR, plan_within};
 

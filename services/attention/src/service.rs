@@ -96,6 +96,7 @@ impl AttentionService {
             moe: MoeCaller::new(moe, incarnation(&config.instance)).map_err(AttentionError::Thread)?,
             limits: config.limits(block)?,
             step_target: config.step_target,
+            micro_batches: config.micro_batches,
             mask: config.mask(vocab)?,
             moe_retry_limit: config.moe_retry_limit,
             prefix_cache: config.prefix_cache,

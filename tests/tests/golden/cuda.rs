@@ -1,10 +1,11 @@
 //! The CUDA device on the shim: the demo checkpoint as the other devices compute it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use conclave_attention::forward::Cut;
 use conclave_kernels::{
     Device,
-    cuda::{Cuda, Shim},
+    cuda::{Cuda, GraphCounts, Graphs, Shim},
 };
 use conclave_tests::demo_model;
 
@@ -59,4 +60,29 @@ async fn chunks_on_the_cuda_device_have_the_bits_of_the_whole() {
     for chunk in [1, 7] {
         assert_eq!(bits(&system.logits(&ids, chunk).await), bits(&whole), "chunks of {chunk}");
     }
+}
+
+/// The same device for all services.
+fn graphs() -> Arc<Cuda<Graphs<Shim>>> {
+    static DEVICE: OnceLock<Arc<Cuda<Graphs<Shim>>>> = OnceLock::new();
+    DEVICE.get_or_init(|| Arc::new(Cuda::new(Graphs::new(Shim::new(5), 1000)))).clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn segments_as_graphs_and_in_halves_have_the_bits_of_the_whole() {
+    let ids = demo_sequences()[0].ids[..LENGTH].to_vec();
+    let whole = System::start(&demo_model(), shim, 2).await.logits(&ids, ids.len()).await;
+    let mut system = System::start(&demo_model(), graphs, 2).await;
+
+    let one_by_one = Cut { chunk: 1, halves: false };
+    assert_eq!(bits(&system.logits(&ids, one_by_one).await), bits(&whole), "{one_by_one:?}");
+    // Five layers have routed experts: their segments and shared experts, and the end. Nothing changes from token to token. All
+    // are graphs from the second token on, but for the first segment, which at the first token still takes memory.
+    let GraphCounts { graphs: made, replays, changes, .. } = graphs().driver().counts();
+    assert_eq!((made, replays, changes), (11, 11 * (LENGTH as u64 - 1) - 1, 0));
+
+    let halves = Cut { chunk: 4, halves: true };
+    assert_eq!(bits(&system.logits(&ids, halves).await), bits(&whole), "{halves:?}");
+    let counts = graphs().driver().counts();
+    assert!(counts.graphs == 22 && counts.replays > replays && counts.changes > 0, "{counts:?}");
 }

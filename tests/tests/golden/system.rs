@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path, sync::Arc};
 
 use async_trait::async_trait;
 use conclave_attention::{
-    forward::{self, MoeCaller},
+    forward::{self, Cut, MoeCaller},
     trunk::{DeviceTrunk, TrunkSize},
 };
 use conclave_cluster::{
@@ -109,13 +109,13 @@ impl<D: Device> System<D> {
     }
 
     /// Logits `[T, vocab]` of all positions, in chunks.
-    pub(crate) async fn logits(&mut self, ids: &[u32], chunk: usize) -> Vec<f32> {
-        self.run(self.dispatch.clone(), ids, chunk).await
+    pub(crate) async fn logits(&mut self, ids: &[u32], cut: impl Into<Cut>) -> Vec<f32> {
+        self.run(self.dispatch.clone(), ids, cut.into()).await
     }
 
     /// The same in one chunk, with another link to the experts.
     pub(crate) async fn logits_by(&mut self, link: Arc<dyn MoeLink>, ids: &[u32]) -> Vec<f32> {
-        self.run(link, ids, ids.len()).await
+        self.run(link, ids, ids.len().into()).await
     }
 
     /// Logits of the longest sequence of a case.
@@ -124,11 +124,11 @@ impl<D: Device> System<D> {
         self.logits(ids, ids.len()).await
     }
 
-    async fn run(&mut self, link: Arc<dyn MoeLink>, ids: &[u32], chunk: usize) -> Vec<f32> {
+    async fn run(&mut self, link: Arc<dyn MoeLink>, ids: &[u32], cut: Cut) -> Vec<f32> {
         let (mut trunk, ids) = (self.trunk.take().unwrap(), ids.to_vec());
         let work = move || {
             let mut caller = MoeCaller::new(link, 1).unwrap();
-            let logits = forward::logits(&mut trunk, &mut caller, &ids, chunk).unwrap();
+            let logits = forward::logits(&mut trunk, &mut caller, &ids, cut).unwrap();
             (trunk, logits)
         };
         let (trunk, logits) = tokio::task::spawn_blocking(work).await.unwrap();

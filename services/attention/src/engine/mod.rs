@@ -20,7 +20,7 @@ use crate::cache::BlockPool;
 use crate::forward::{MoeCaller, StepError, StepReport};
 use crate::metrics::Metrics;
 use crate::sampler::TokenMask;
-use crate::scheduler::{self, Demand, Limits, Load, Plan, Queue, StepTimes};
+use crate::scheduler::{self, Demand, Halves, Limits, Load, MicroBatches, Plan, Queue, StepTimes, Took};
 use crate::sequence::{End, Sequence};
 use crate::state::State;
 use crate::trunk::{StepRows, Trunk};
@@ -32,6 +32,7 @@ pub(crate) struct Parts<T> {
     pub(crate) limits: Limits,
     /// Time that a step may take while somebody decodes.
     pub(crate) step_target: Duration,
+    pub(crate) micro_batches: MicroBatches,
     pub(crate) mask: TokenMask,
     pub(crate) moe_retry_limit: Duration,
     pub(crate) prefix_cache: bool,
@@ -48,6 +49,7 @@ pub(crate) struct Engine<T> {
     waiting: VecDeque<Sequence>,
     backoff: Backoff,
     times: StepTimes,
+    halves: Halves,
     logits: Vec<f32>, // [R, vocab]
 }
 
@@ -60,6 +62,7 @@ impl<T: Trunk> Engine<T> {
         let pool = if parts.prefix_cache { BlockPool::new(blocks) } else { BlockPool::without_prefixes(blocks) };
         parts.metrics.blocks_total.set(pool.total() as i64);
         let (running, waiting) = (Vec::new(), VecDeque::new());
+        let halves = Halves::new(parts.micro_batches);
         Self {
             parts,
             pool,
@@ -67,6 +70,7 @@ impl<T: Trunk> Engine<T> {
             waiting,
             backoff: Backoff::default(),
             times: StepTimes::default(),
+            halves,
             logits: Vec::new(),
         }
     }
@@ -229,7 +233,13 @@ impl<T: Trunk> Engine<T> {
     fn compute(&mut self, rows: StepRows, now: Instant) -> Result<StepReport, StepError> {
         let limit = self.parts.moe_retry_limit;
         let until = self.running.iter().map(|sequence| sequence.patience(now, limit)).min();
-        self.parts.moe.run(&mut self.parts.trunk, rows, until)
+        let (count, halve) = (rows.len(), self.halves.halve(rows.len()));
+        let parts = if halve { rows.halves().into() } else { vec![rows] };
+        self.parts.metrics.halved_steps.inc_by(u64::from(halve));
+        let report = self.parts.moe.run(&mut self.parts.trunk, parts, until)?;
+        let waited = report.waits.iter().sum::<Duration>().as_secs_f64();
+        self.halves.observe(count, halve, Took { seconds: now.elapsed().as_secs_f64(), waited });
+        Ok(report)
     }
 
     /// A span in the trace of the oldest request, linked to those of the others.

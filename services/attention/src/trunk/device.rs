@@ -5,9 +5,9 @@ use std::sync::Arc;
 use conclave_kernels::{Device, KernelError, Mla, MlaShape, RotaryTable};
 use conclave_model::{Checkpoint, ModelConfig, ModelError, Progress, rotary};
 
-use super::attention::{AttentionBuffers, LayerAttention};
+use super::lane::{Lane, Parts};
 use super::weights::trunk_bytes;
-use super::{LayerFfn, LayerWeights, MoeRows, Segment, StepRows, Trunk, TrunkShape, TrunkWeights};
+use super::{LANES, Segment, StepRows, Trunk, TrunkShape, TrunkWeights};
 use crate::AttentionError;
 
 /// How much a trunk is made for.
@@ -49,30 +49,21 @@ fn cache_refusal(error: ModelError, weights: u64, cache: u64) -> AttentionError 
     }
 }
 
-/// Weights and latent cache on a device.
+/// Weights, latent cache and the rows under way on a device.
 pub struct DeviceTrunk<D: Device> {
-    device: Arc<D>,
     shape: TrunkShape,
-    eps: f32,
     exact: bool,
-    mla: Mla<D::Rotary>,
-    weights: TrunkWeights<D>,
-    cache: D::Cache,
-    batch: D::Batch,
-    /// The layer that the last segment ended at.
-    layer: usize,
-    buffers: Buffers<D::Buffer>,
-    attention: AttentionBuffers<D::Buffer>,
+    parts: Parts<D>,
+    lanes: [Lane<D>; LANES],
+    last: LastRows<D::Buffer>,
 }
 
-/// The state of a step on the device; `T` rows.
+/// From the residual of some rows to their logits; `R` rows.
 #[derive(Debug, Default)]
-struct Buffers<B> {
-    x: B,      // [T, H], the residual stream
-    normed: B, // [T, H]
-    delta: B,  // [T, H], what a block adds to x
-    shared: B, // [T, H]
-    logits: B, // [T, E] at a gate, [R, vocab] in the end
+struct LastRows<B> {
+    x: B,      // [R, H]
+    normed: B, // [R, H]
+    logits: B, // [R, vocab]
 }
 
 impl<D: Device> DeviceTrunk<D> {
@@ -94,59 +85,12 @@ impl<D: Device> DeviceTrunk<D> {
             .new_cache(config.layers, size.blocks as usize, &mla.shape)
             .map_err(AttentionError::device("latent cache"))?;
         Ok(Self {
-            eps: config.rms_norm_eps,
             exact: size.exact,
             shape: shape(&*device, config, size),
-            device,
-            mla,
-            weights,
-            cache,
-            batch: D::Batch::default(),
-            layer: 0,
-            buffers: Buffers::default(),
-            attention: AttentionBuffers::default(),
+            parts: Parts { device, eps: config.rms_norm_eps, mla, weights, cache },
+            lanes: std::array::from_fn(Lane::new),
+            last: LastRows { x: D::Buffer::default(), normed: D::Buffer::default(), logits: D::Buffer::default() },
         })
-    }
-
-    /// Layers from `first` on, up to the next with routed experts or to the end.
-    fn segment(&mut self, first: usize) -> Result<Segment, KernelError> {
-        for layer in first..self.weights.layers.len() {
-            self.attention_block(layer);
-            if let Some(rows) = self.ffn_block(layer)? {
-                self.layer = layer;
-                return Ok(Segment::Moe(rows));
-            }
-        }
-        Ok(Segment::End)
-    }
-
-    /// x ← x + attention(norm(x))
-    fn attention_block(&mut self, layer: usize) {
-        let LayerWeights { attention_norm, attention: weights, .. } = &self.weights.layers[layer];
-        let Self { device, mla, cache, batch, buffers: Buffers { x, normed, delta, .. }, .. } = self;
-        device.rms_norm(x, attention_norm, self.eps, normed);
-        LayerAttention { device: &**device, mla, cache, layer, weights, batch }.run(&mut self.attention, normed, delta);
-        device.add(x, delta);
-    }
-
-    /// Dense: x ← x + ffn(norm(x)). With routed experts: what they take.
-    fn ffn_block(&mut self, layer: usize) -> Result<Option<MoeRows>, KernelError> {
-        let LayerWeights { ffn_norm, ffn, .. } = &self.weights.layers[layer];
-        let Self { device, buffers: Buffers { x, normed, delta, logits: gate_logits, .. }, .. } = self;
-        device.rms_norm(x, ffn_norm, self.eps, normed);
-        match ffn {
-            LayerFfn::Dense(ffn) => {
-                device.ffn(normed, ffn, delta);
-                device.add(x, delta);
-                Ok(None)
-            }
-            LayerFfn::Moe { gate, .. } => {
-                device.gate_logits(normed, gate, gate_logits);
-                let (x, mut logits) = (device.encode(normed)?, Vec::new());
-                device.read(gate_logits, &mut logits)?;
-                Ok(Some(MoeRows { layer: layer as u32, x, logits }))
-            }
-        }
     }
 }
 
@@ -155,39 +99,52 @@ impl<D: Device> Trunk for DeviceTrunk<D> {
         &self.shape
     }
 
-    fn begin(&mut self, mut rows: StepRows) -> Result<Segment, KernelError> {
+    fn queues(&self) -> bool {
+        D::QUEUES
+    }
+
+    fn begin(&mut self, lane: usize, mut rows: StepRows) {
         if !self.exact {
             rows.expand();
         }
-        self.device.load_batch(rows, &mut self.batch);
-        self.device.embed(&self.weights.embed, &self.batch, &mut self.buffers.x);
-        self.segment(0)
+        self.lanes[lane + 1..].iter_mut().for_each(|behind| behind.rows = 0);
+        self.lanes[lane].begin(&mut self.parts, rows);
     }
 
-    fn shared_experts(&mut self) {
-        if let LayerFfn::Moe { shared: Some(ffn), .. } = &self.weights.layers[self.layer].ffn {
-            self.device.ffn(&self.buffers.normed, ffn, &mut self.buffers.shared);
-        }
+    fn finish(&mut self, lane: usize) -> Result<Segment, KernelError> {
+        self.lanes[lane].finish(&self.parts)
     }
 
-    /// x ← x + (shared + routed), and on.
-    fn resume(&mut self, routed: &[u8]) -> Result<Segment, KernelError> {
-        let Buffers { x, delta, shared, .. } = &mut self.buffers;
-        self.device.decode(routed, delta);
-        match &self.weights.layers[self.layer].ffn {
-            LayerFfn::Moe { shared: Some(_), .. } => self.device.add_two(x, shared, delta),
-            LayerFfn::Moe { shared: None, .. } | LayerFfn::Dense(_) => self.device.add(x, delta),
-        }
-        self.segment(self.layer + 1)
+    fn shared_experts(&mut self, lane: usize) {
+        self.lanes[lane].shared_experts(&self.parts);
+    }
+
+    fn resume(&mut self, lane: usize, routed: &[u8]) {
+        self.lanes[lane].resume(&mut self.parts, routed);
     }
 
     fn logits(&mut self, rows: &[u32], values: &mut Vec<f32>) -> Result<(), KernelError> {
-        let Buffers { x, normed, delta, logits, .. } = &mut self.buffers;
-        self.device.gather(x, self.shape.hidden, rows, delta);
-        self.device.rms_norm(delta, &self.weights.norm, self.eps, normed);
-        self.device.linear(normed, &self.weights.lm_head, logits);
-        self.device.read(logits, values)
+        let (device, weights) = (&self.parts.device, &self.parts.weights);
+        let LastRows { x, normed, logits } = &mut self.last;
+        let of_lanes = by_lane(rows, &self.lanes.each_ref().map(|lane| lane.rows));
+        let parts: Vec<(&D::Buffer, &[u32])> =
+            self.lanes.iter().zip(&of_lanes).map(|(lane, rows)| (&lane.buffers.x, &rows[..])).collect();
+        device.gather(&parts, self.shape.hidden, x);
+        device.rms_norm(x, &weights.norm, self.parts.eps, normed);
+        device.linear(normed, &weights.lm_head, logits);
+        device.read(logits, values)
     }
+}
+
+/// The rows of each lane, by their number there, when lanes have so many rows and `rows` ascend.
+fn by_lane(rows: &[u32], counts: &[usize; LANES]) -> [Vec<u32>; LANES] {
+    let (mut first, mut rest) = (0, rows);
+    counts.map(|count| {
+        let (here, behind) = rest.split_at(rest.partition_point(|row| *row < first + count as u32));
+        let here = here.iter().map(|row| row - first).collect();
+        (first, rest) = (first + count as u32, behind);
+        here
+    })
 }
 
 /// Bytes of a cache block over all layers.
@@ -227,6 +184,13 @@ fn shape<D: Device>(device: &D, config: &ModelConfig, size: TrunkSize) -> TrunkS
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_of_a_step_are_found_in_its_lanes() {
+        assert_eq!(by_lane(&[0, 2, 3, 6], &[3, 4]), [vec![0, 2], vec![0, 3]]);
+        assert_eq!(by_lane(&[4], &[3, 4]), [vec![], vec![1]]);
+        assert_eq!(by_lane(&[1, 2], &[3, 0]), [vec![1, 2], vec![]]);
+    }
 
     #[test]
     fn what_does_not_fit_beside_the_weights_is_the_cache() {

@@ -6,6 +6,7 @@
 
 mod attention;
 mod device;
+mod lane;
 mod weights;
 
 use conclave_kernels::{Dtype, KernelError};
@@ -56,26 +57,37 @@ pub struct MoeRows {
     pub logits: Vec<f32>,
 }
 
-/// The segments of a model on some hardware. One step at a time; a step that is not finished may be given up.
+/// Micro-batches of a step that may be under way together: while the rows of one are with the routed experts, another has
+/// its segment.
+pub const LANES: usize = 2;
+
+/// The segments of a model on some hardware. One step at a time, in one or more lanes; a step that is not finished may be given
+/// up. Rows of a lane may attend to those of the lanes before it, whose segment of the same layer must have been started
+/// before.
 ///
 /// An error means that the hardware has failed, for good.
 pub trait Trunk: Send + 'static {
     /// Sizes.
     fn shape(&self) -> &TrunkShape;
-    /// Starts a step with its rows, at least one.
+    /// Whether what [`Trunk::begin`] and [`Trunk::resume`] start goes on by itself. If not, it is done when they return.
+    fn queues(&self) -> bool {
+        false
+    }
+    /// Starts a step (lane 0), or adds rows to the one that was started (the lane behind): the first segment of some rows, at
+    /// least one.
+    fn begin(&mut self, lane: usize, rows: StepRows);
+    /// Waits for the segment that was started last in a lane.
     ///
     /// # Errors
     /// When the hardware has failed.
-    fn begin(&mut self, rows: StepRows) -> Result<Segment, KernelError>;
-    /// Computes the shared experts of the layer that the last segment ended at.
-    fn shared_experts(&mut self);
-    /// Goes on with `routed [T, H]`, the routed experts' output in the activation type, after
+    fn finish(&mut self, lane: usize) -> Result<Segment, KernelError>;
+    /// Computes the shared experts of the layer that the lane's segment ended at, if that has not begun by itself.
+    fn shared_experts(&mut self, lane: usize);
+    /// Starts the next segment with `routed [T, H]`, the routed experts' output in the activation type, after
     /// [`Trunk::shared_experts`].
-    ///
-    /// # Errors
-    /// When the hardware has failed.
-    fn resume(&mut self, routed: &[u8]) -> Result<Segment, KernelError>;
-    /// `logits [R, vocab]` of some rows of a step that has ended.
+    fn resume(&mut self, lane: usize, routed: &[u8]);
+    /// `logits [R, vocab]` of some rows of a step that has ended, ascending; rows of a lane lie behind those of the lanes
+    /// before it.
     ///
     /// # Errors
     /// When the hardware has failed.

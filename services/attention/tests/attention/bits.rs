@@ -6,18 +6,23 @@ use std::time::Duration;
 use crate::common::{
     Answer, Experts, Fixture, MOE, checkpoint, cpu, prompt, reference, request, sampled, start, start_on, trunk,
 };
-use conclave_attention::forward::{MoeCaller, logits};
-use conclave_attention::{AttentionConfig, CacheSize};
+use conclave_attention::forward::{Cut, MoeCaller, logits};
+use conclave_attention::{AttentionConfig, CacheSize, scheduler::MicroBatches};
 use conclave_kernels::Device;
 use conclave_model::Checkpoint;
 use conclave_proto::v1::SequenceRequest;
 
 /// All-position logits, as bits.
-async fn all_logits(device: Arc<impl Device>, checkpoint: &Arc<Checkpoint>, ids: Vec<u32>, chunk: usize) -> Vec<u32> {
-    let checkpoint = Arc::clone(checkpoint);
+async fn all_logits(
+    device: Arc<impl Device>,
+    checkpoint: &Arc<Checkpoint>,
+    ids: Vec<u32>,
+    cut: impl Into<Cut>,
+) -> Vec<u32> {
+    let (checkpoint, cut) = (Arc::clone(checkpoint), cut.into());
     let compute = move || {
         let mut moe = MoeCaller::new(Experts::new(), 1).expect("a lane");
-        let all = logits(&mut trunk(device, &checkpoint, 640), &mut moe, &ids, chunk).expect("logits");
+        let all = logits(&mut trunk(device, &checkpoint, 640), &mut moe, &ids, cut).expect("logits");
         all.into_iter().map(f32::to_bits).collect()
     };
     tokio::task::spawn_blocking(compute).await.expect("does not panic")
@@ -44,6 +49,10 @@ async fn the_cpu_device_keeps_its_bits_too() {
     let full = all_logits(cpu(), &checkpoint, ids.clone(), 150).await;
     for chunk in [1, 13] {
         assert!(all_logits(cpu(), &checkpoint, ids.clone(), chunk).await == full, "chunks of {chunk}");
+    }
+    for chunk in [150, 13, 2] {
+        let halves = Cut { chunk, halves: true };
+        assert!(all_logits(cpu(), &checkpoint, ids.clone(), halves).await == full, "chunks of {chunk} in halves");
     }
     let fixture = start_on(cpu(), &MOE, |_| {});
     let mut alone = Vec::new();
@@ -98,6 +107,9 @@ async fn a_batch_gives_what_each_request_gives_alone() {
         (config.step_tokens, config.max_running, config.prefill_chunk) = (7, 5, 6);
     };
     assert!(start(crowded).answers(&requests()).await == alone, "few rows a step");
+    let halved = start(|config| config.micro_batches = MicroBatches::Two);
+    assert!(halved.answers(&requests()).await == alone, "two micro-batches");
+    assert!(halved.metric("conclave_attention_halved_steps_total") > 10.0);
     let hurried = start(|config| config.step_target = Duration::ZERO);
     assert!(hurried.answers(&requests()).await == alone, "as few rows of prompts a step as can be");
 }

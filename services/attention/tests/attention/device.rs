@@ -14,6 +14,8 @@ use prometheus::Registry;
 struct Failing {
     shape: TrunkShape,
     left: usize,
+    /// Rows whose routed experts are to be called.
+    rows: Option<usize>,
 }
 
 fn failure() -> KernelError {
@@ -25,17 +27,22 @@ impl Trunk for Failing {
         &self.shape
     }
 
-    fn begin(&mut self, rows: StepRows) -> Result<Segment, KernelError> {
-        let (x, logits) = (vec![0; rows.len() * 8], vec![0.0; rows.len() * 2]);
-        Ok(Segment::Moe(MoeRows { layer: 0, x, logits }))
+    fn begin(&mut self, _: usize, rows: StepRows) {
+        self.rows = Some(rows.len());
     }
 
-    fn shared_experts(&mut self) {}
-
-    fn resume(&mut self, _: &[u8]) -> Result<Segment, KernelError> {
+    fn finish(&mut self, _: usize) -> Result<Segment, KernelError> {
+        if let Some(rows) = self.rows.take() {
+            let (x, logits) = (vec![0; rows * 8], vec![0.0; rows * 2]);
+            return Ok(Segment::Moe(MoeRows { layer: 0, x, logits }));
+        }
         self.left = self.left.checked_sub(1).ok_or_else(failure)?;
         Ok(Segment::End)
     }
+
+    fn shared_experts(&mut self, _: usize) {}
+
+    fn resume(&mut self, _: usize, _: &[u8]) {}
 
     fn logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), KernelError> {
         logits.clear();
@@ -56,7 +63,7 @@ async fn a_failed_device_ends_the_engine_and_every_request() {
         context_limit: 64,
         numerics: "failing".into(),
     };
-    let (trunk, registry) = (Failing { shape, left: 4 }, Registry::new());
+    let (trunk, registry) = (Failing { shape, left: 4, rows: None }, Registry::new());
     let service = AttentionService::with_trunk(config(), trunk, "none", Experts::new(), &registry).expect("starts");
     let answer = collect(service.generate(request(prompt(1, 5))).unwrap()).await;
     assert_eq!(answer.tokens.len(), 4, "what came before is given");

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Result, anyhow};
 use async_trait::async_trait;
 use clap::Args;
-use conclave_attention::{AttentionConfig, AttentionError, AttentionService, CacheSize, sampler::TokenMask};
+use conclave_attention::{
+    AttentionConfig, AttentionError, AttentionService, CacheSize, sampler::TokenMask, scheduler::MicroBatches,
+};
 use conclave_dispatch::MoeLink;
 use conclave_kernels::Device;
 use conclave_model::{Checkpoint, Progress};
@@ -53,6 +55,19 @@ pub struct AttentionArgs {
     /// it, at least 64.
     #[arg(long, env = "CONCLAVE_STEP_TARGET", value_name = "MS", default_value = "250", value_parser = range::<u64>(0..=3_600_000))]
     pub step_target: u64,
+    /// Micro-batches of a step that are under way together: of two, one computes while the rows of the other are with the
+    /// routed experts, and weights are read twice. auto: two where that was measured to be faster; in one process, one.
+    #[arg(long, env = "CONCLAVE_MICRO_BATCHES", value_name = "auto|1|2", default_value = "auto", value_parser = micro_batches)]
+    pub micro_batches: MicroBatches,
+}
+
+fn micro_batches(value: &str) -> Result<MicroBatches, String> {
+    match value {
+        "auto" => Ok(MicroBatches::Auto),
+        "1" => Ok(MicroBatches::One),
+        "2" => Ok(MicroBatches::Two),
+        _ => Err("expected auto, 1 or 2".to_owned()),
+    }
 }
 
 impl AttentionArgs {
@@ -77,6 +92,7 @@ impl AttentionArgs {
             step_tokens: self.step_tokens.max(self.max_running),
             prefill_chunk: self.prefill_chunk,
             step_target: Duration::from_millis(self.step_target),
+            micro_batches: self.micro_batches,
             context_limit: context.map(|limit| limit as usize),
             allowed_tokens: allowed,
             ..AttentionConfig::new(InstanceId(instance.to_owned()))

@@ -5,12 +5,16 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 #[cfg(feature = "cuda")]
-use conclave_kernels::cuda::{Cuda, CudaError, CudaRates, Gpu, GpuOptions};
+use conclave_kernels::cuda::{Cuda, CudaError, CudaRates, Gpu, GpuOptions, Graphs};
 use conclave_kernels::{Cpu, CpuRates, Isa, Pool, RateProbe, Reference};
 
 #[cfg(not(feature = "cuda"))]
 const WITHOUT_CUDA: &str =
     "--device cuda: this binary was built without the feature cuda (build it with --features cuda)";
+
+/// Graphs of a GPU at most: two a layer and micro-batch, of some kinds each.
+#[cfg(feature = "cuda")]
+const GRAPHS: usize = 4096;
 
 /// Kinds of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -38,6 +42,9 @@ pub struct DeviceArgs {
     /// Directory of kernels that take the place of those built in, by file name (cuda device).
     #[arg(long, env = "KERNEL_DIR", value_name = "DIR")]
     pub kernel_dir: Option<PathBuf>,
+    /// Launch kernels one by one, not as graphs of what lies between two dispatch points (cuda device).
+    #[arg(long, env = "CONCLAVE_NO_GRAPHS")]
+    pub no_graphs: bool,
 }
 
 /// A device that is there.
@@ -49,7 +56,7 @@ pub enum AnyDevice {
     Cpu(Arc<Cpu>),
     /// See [`DeviceKind::Cuda`].
     #[cfg(feature = "cuda")]
-    Cuda(Arc<Cuda<Gpu>>),
+    Cuda(Arc<Cuda<Graphs<Gpu>>>),
 }
 
 /// Evaluates an expression with the device of whichever kind it is.
@@ -134,7 +141,8 @@ impl DeviceArgs {
 
     #[cfg(feature = "cuda")]
     fn cuda(&self) -> Result<AnyDevice> {
-        Ok(AnyDevice::Cuda(Arc::new(Cuda::new(self.gpu()?))))
+        let most = if self.no_graphs { 0 } else { GRAPHS };
+        Ok(AnyDevice::Cuda(Arc::new(Cuda::new(Graphs::new(self.gpu()?, most)))))
     }
 
     #[cfg(feature = "cuda")]
@@ -160,7 +168,8 @@ mod tests {
 
     #[test]
     fn what_the_cuda_device_lacks_is_named() {
-        let args = DeviceArgs { device: DeviceKind::Cuda, threads: Some(1), isa: None, kernel_dir: None };
+        let args =
+            DeviceArgs { device: DeviceKind::Cuda, threads: Some(1), isa: None, kernel_dir: None, no_graphs: false };
         // Where it lacks nothing, there is a GPU.
         if let Err(error) = args.open() {
             assert!(format!("{error:#}").starts_with("--device cuda: "), "{error:#}");
@@ -174,7 +183,7 @@ mod tests {
         for device in [DeviceKind::Cpu, DeviceKind::Cuda] {
             let open = |path: &str| {
                 let kernel_dir = Some(PathBuf::from(path));
-                DeviceArgs { device, threads: Some(1), isa: None, kernel_dir }
+                DeviceArgs { device, threads: Some(1), isa: None, kernel_dir, no_graphs: false }
                     .open()
                     .err()
                     .map(|error| error.to_string())
@@ -190,6 +199,7 @@ mod tests {
             threads: Some(1),
             isa: None,
             kernel_dir: Some(PathBuf::from(env!("CARGO_MANIFEST_DIR"))),
+            no_graphs: false,
         };
         assert!(there.open().is_ok(), "the cpu device has no use for it");
     }

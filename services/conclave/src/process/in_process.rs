@@ -3,7 +3,7 @@
 use std::{ops::RangeInclusive, sync::Arc};
 
 use anyhow::{Context, Result};
-use conclave_attention::sampler::TokenMask;
+use conclave_attention::{sampler::TokenMask, scheduler::MicroBatches};
 use conclave_cluster::{
     CellChoice, CellShape, Loads, LocalMembership, MakeMember, Member, MemberState, Membership, Registration, Role,
     choose,
@@ -110,7 +110,11 @@ impl InProcess {
         shown.readiness.set(State::Starting("loading the trunk".to_owned()));
         let ServedModel { text, config, .. } = settings.model;
         let with_string = text.as_ref().map(|text| TokenMask::new(config.vocab, |id| text.token_bytes(id).is_some()));
-        let config = settings.attention.config("attention", settings.context, with_string);
+        let mut config = settings.attention.config("attention", settings.context, with_string);
+        if config.micro_batches == MicroBatches::Auto {
+            // The routed experts compute where the trunk does: there is no wait to be hidden.
+            config.micro_batches = MicroBatches::One;
+        }
         let (on, from, link, registry) = (device.clone(), checkpoint.clone(), moe.clone(), shown.registry.clone());
         let node = blocking("load the trunk", move || AttentionNode::on(config, on, from, link, &registry)).await?;
         registrations.push(join(&membership, ready("attention", Role::Attention, checkpoint, &numerics)).await?);

@@ -18,5 +18,5 @@ pub mod telemetry;
 mod trace_context;
 
 pub use error::{Error, ErrorKind};
-pub use lane::{Lane, Stirrer};
+pub use lane::{Lane, Stirrer, turn};
 pub use readiness::{Readiness, State};

@@ -165,6 +165,7 @@ impl<D: Device> Device for Profiled<D> {
     type Cache = D::Cache;
     type Buffer = D::Buffer;
     type Batch = NotedBatch<D::Batch>;
+    type Fetched = D::Fetched;
 
     const BLOCK: usize = D::BLOCK;
     const SPLIT: usize = D::SPLIT;
@@ -225,16 +226,20 @@ impl<D: Device> Device for Profiled<D> {
         self.device.read(x, values)
     }
 
-    fn encode(&self, x: &D::Buffer) -> Result<Vec<u8>, KernelError> {
-        self.device.encode(x)
+    fn fetch(&self, x: &D::Buffer, y: &mut D::Buffer) -> D::Fetched {
+        self.device.fetch(x, y)
+    }
+
+    fn take(&self, fetched: D::Fetched) -> Result<(Vec<u8>, Vec<f32>), KernelError> {
+        self.device.take(fetched)
     }
 
     fn decode(&self, x: &[u8], out: &mut D::Buffer) {
         self.device.decode(x, out);
     }
 
-    fn gather(&self, x: &D::Buffer, width: usize, rows: &[u32], out: &mut D::Buffer) {
-        self.device.gather(x, width, rows, out);
+    fn gather(&self, parts: &[(&D::Buffer, &[u32])], width: usize, out: &mut D::Buffer) {
+        self.device.gather(parts, width, out);
     }
 
     fn add(&self, x: &mut D::Buffer, delta: &D::Buffer) {
