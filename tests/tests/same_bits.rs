@@ -88,6 +88,10 @@ async fn over_processes_placements_and_dispatch_modes() {
         ("overlapping placement", uneven(&["0-5", "1,2,7", "3-7"])),
         ("embedded dispatch", ClusterSpec { dispatch: "embedded", ..ClusterSpec::even(4) }),
         (
+            "two micro-batches",
+            ClusterSpec { attention_flags: vec!["--micro-batches=2".into()], ..ClusterSpec::even(2) },
+        ),
+        (
             "embedded dispatch, chunks of 16",
             ClusterSpec {
                 dispatch: "embedded",

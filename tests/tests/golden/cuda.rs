@@ -84,5 +84,5 @@ async fn segments_as_graphs_and_in_halves_have_the_bits_of_the_whole() {
     let halves = Cut { chunk: 4, halves: true };
     assert_eq!(bits(&system.logits(&ids, halves).await), bits(&whole), "{halves:?}");
     let counts = graphs().driver().counts();
-    assert!(counts.graphs == 22 && counts.replays > replays && counts.changes > 0, "{counts:?}");
+    assert!(counts.graphs >= 22 && counts.replays > replays && counts.changes > 0, "{counts:?}");
 }

@@ -7,6 +7,7 @@ use crate::common::{
     start_shape,
 };
 use conclave_attention::sampler::TokenMask;
+use conclave_attention::scheduler::MicroBatches;
 use conclave_attention::{AttentionConfig, AttentionError, AttentionService, CacheSize};
 use conclave_proto::v1::{DispatchErrorKind, FinishReason, Sampling, SequenceRequest, token_event::Event};
 use conclave_serve::ErrorKind;
@@ -135,12 +136,25 @@ async fn a_deadline_holds_for_what_waits_behind_a_step_that_hangs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn experts_that_come_back_lose_nothing() {
-    let fixture = start(|_| {});
     let requests = [sampled(prompt(1, 70), 3), request(prompt(2, 5))];
-    let expected = fixture.answers(&requests).await;
-    for kind in [ErrorKind::Unavailable, ErrorKind::DeadlineExceeded, ErrorKind::ResourceExhausted] {
-        fixture.experts.set(Behaviour::Fail(3, kind));
-        assert!(fixture.answers(&requests).await == expected, "{kind:?}");
+    let expected = start(|_| {}).answers(&requests).await;
+    for micro_batches in [MicroBatches::One, MicroBatches::Two] {
+        let fixture = start(|config| config.micro_batches = micro_batches);
+        for kind in [ErrorKind::Unavailable, ErrorKind::DeadlineExceeded, ErrorKind::ResourceExhausted] {
+            fixture.experts.set(Behaviour::Fail(3, kind));
+            assert!(fixture.answers(&requests).await == expected, "{kind:?}, micro-batches: {micro_batches:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_micro_batches_both_are_with_the_experts_at_once() {
+    let request = sampled(prompt(1, 70), 3);
+    for (micro_batches, at_once) in [(MicroBatches::One, 1), (MicroBatches::Two, 2)] {
+        let fixture = start(|config| config.micro_batches = micro_batches);
+        fixture.experts.set(Behaviour::Slow(Duration::from_millis(20)));
+        assert!(fixture.answer(request.clone()).await.finished.is_some());
+        assert_eq!(fixture.experts.most_at_once(), at_once, "{micro_batches:?}");
     }
 }
 

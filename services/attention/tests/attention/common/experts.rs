@@ -31,6 +31,8 @@ pub(crate) enum Behaviour {
 pub(crate) struct Experts {
     behaviour: Mutex<Behaviour>,
     calls: AtomicUsize,
+    under_way: AtomicUsize,
+    most_at_once: AtomicUsize,
     /// The budget of the last call.
     pub(crate) budget_us: Mutex<u64>,
 }
@@ -40,6 +42,8 @@ impl Experts {
         Arc::new(Self {
             behaviour: Mutex::new(Behaviour::Answer),
             calls: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
+            most_at_once: AtomicUsize::new(0),
             budget_us: Mutex::new(0),
         })
     }
@@ -50,6 +54,11 @@ impl Experts {
 
     pub(crate) fn calls(&self) -> usize {
         self.calls.load(Ordering::SeqCst)
+    }
+
+    /// Calls that were answered by [`Behaviour::Slow`] at the same time.
+    pub(crate) fn most_at_once(&self) -> usize {
+        self.most_at_once.load(Ordering::SeqCst)
     }
 
     /// What this call does; counts down.
@@ -83,7 +92,10 @@ impl MoeLink for Experts {
             }
             Behaviour::Hang => std::future::pending().await,
             Behaviour::Slow(pause) => {
+                let under_way = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
+                self.most_at_once.fetch_max(under_way, Ordering::SeqCst);
                 tokio::time::sleep(pause).await;
+                self.under_way.fetch_sub(1, Ordering::SeqCst);
                 Ok(output(&input, routed(&input)))
             }
             Behaviour::BreakFirstRow => {
