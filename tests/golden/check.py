@@ -28,7 +28,10 @@ MISTAKES = {
     "no factor on cos and sin": dict(cos_sin_factor=False),
     "plain frequencies under YaRN": dict(yarn_frequencies=False),
     "half-split rotary pairs": dict(interleaved=False),
-    "groups scored by their two best": dict(group_score="top2"),
+    "V2's groups scored as V3's, and the reverse": dict(group_score="other"),
+    "V3's bias left out": dict(biased=False),
+    "V3's bias in the weights": dict(bias_in_weights=True),
+    "FP8 without its scales": dict(scales=False),
     "chosen weights renormalised": dict(renormalise=True),
     "routed scaling factor left out": dict(scaled=False),
     "shared experts scaled": dict(shared_scaled=True),
@@ -62,7 +65,9 @@ def check_case(case):
             stored = golden[f"gate.{i}.{layer}"]
             worst["gate"] = max(worst["gate"], gap(gate, stored))
             same_experts &= bool((experts == golden[f"experts.{i}.{layer}"].numpy()).all())
-            margin = min(margin, margins(stored, model.config).min().item())
+            bias = model.weights.get(f"model.layers.{layer}.mlp.gate.e_score_correction_bias")
+            bias = None if bias is None else torch.from_numpy(bias)
+            margin = min(margin, margins(stored, model.config, bias).min().item())
     matter = routed_share(folder, golden, len(case.lengths))
     size = sum(f.stat().st_size for f in folder.iterdir())
     print(f"{case.name:16} logits {worst['logits']:.1e}  gate {worst['gate']:.1e}  margin {margin:.1e}  "

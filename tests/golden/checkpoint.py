@@ -21,8 +21,14 @@ HUB_ONLY = dict(scoring_func="softmax", moe_layer_freq=1, ep_size=1, pretraining
 def write_checkpoint(case, folder):
     """Writes config.json and the weights of `case` into the empty `folder`."""
     write_config(case, folder)
-    weights = {name: random_tensor(case.seed, name, shape).to(getattr(torch, case.dtype))
-               for name, shape in shapes(case.dims).items()}
+    weights, scales = {}, {}
+    for name, shape in shapes(case.dims).items():
+        tensor = random_tensor(case.seed, name, shape)
+        if case.block is not None and is_projection(name):
+            weights[name], scales[name + "_scale_inv"] = quantised(tensor, case.block)
+        else:
+            weights[name] = tensor.to(torch.float32 if name.endswith("_bias") else getattr(torch, case.dtype))
+    weights |= scales
     if case.shards == 1:
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     else:
@@ -32,12 +38,20 @@ def write_checkpoint(case, folder):
 def write_config(case, folder):
     """config.json as the hub's repositories have it (v4), or as transformers 5 saves it (v5)."""
     if case.style == "v5":
+        assert not is_v3(case.dims)
         DeepseekV2Config(**case.dims, **SMALL_PRINT, dtype=case.dtype, rope_parameters=rope_parameters(case),
                          architectures=["DeepseekV2ForCausalLM"]).save_pretrained(folder)
         return
     scaling = None if case.rope is None else {"type": "yarn", **case.rope}
-    config = {"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", **case.dims, **SMALL_PRINT,
-              **HUB_ONLY, "rope_theta": case.rope_theta, "rope_scaling": scaling, "torch_dtype": case.dtype}
+    version = 3 if is_v3(case.dims) else 2
+    config = {"architectures": [f"DeepseekV{version}ForCausalLM"], "model_type": f"deepseek_v{version}", **case.dims,
+              **SMALL_PRINT, **HUB_ONLY, "rope_theta": case.rope_theta, "rope_scaling": scaling, "torch_dtype": case.dtype}
+    config |= case.dims
+    if version == 3:
+        config["num_nextn_predict_layers"] = 1
+    if case.block is not None:
+        config["quantization_config"] = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic",
+                                         "weight_block_size": list(case.block)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -46,6 +60,39 @@ def rope_parameters(case):
     if case.rope is None:
         return {"rope_type": "default", "rope_theta": case.rope_theta}
     return {"rope_type": "yarn", "rope_theta": case.rope_theta, **case.rope}
+
+
+def is_v3(d):
+    return d["topk_method"] == "noaux_tc"
+
+
+def is_projection(name):
+    """Whether V3 stores a tensor in FP8: all matrices but embedding, output projection and gates."""
+    return name.endswith("_proj.weight") or name.endswith("_proj_with_mqa.weight")
+
+
+def quantised(tensor, block):
+    """The tensor in FP8 with one scale a block: what is stored times the scale is the value."""
+    rows, cols = block
+    scales = torch.empty(-(-tensor.shape[0] // rows), -(-tensor.shape[1] // cols))
+    stored = torch.empty(tensor.shape, dtype=torch.float8_e4m3fn)
+    for i in range(scales.shape[0]):
+        for j in range(scales.shape[1]):
+            at = np.s_[i * rows:(i + 1) * rows, j * cols:(j + 1) * cols]
+            scales[i, j] = tensor[at].abs().max() / 448
+            stored[at] = (tensor[at] / scales[i, j]).to(torch.float8_e4m3fn)
+    return stored, scales
+
+
+def widened(weights, block):
+    """The same tensors with those in FP8 in float32, without their scales."""
+    def value(name, tensor):
+        if name + "_scale_inv" not in weights:
+            return tensor.float()
+        scales = weights[name + "_scale_inv"].repeat_interleave(block[0], 0).repeat_interleave(block[1], 1)
+        return tensor.float() * scales[: tensor.shape[0], : tensor.shape[1]]
+
+    return {name: value(name, tensor) for name, tensor in weights.items() if not name.endswith("_scale_inv")}
 
 
 def shapes(d):
@@ -57,6 +104,9 @@ def shapes(d):
         out |= {p + "input_layernorm.weight": (h,), p + "post_attention_layernorm.weight": (h,)}
         out |= attention_shapes(d, p + "self_attn.")
         out |= ffn_shapes(d, layer, p + "mlp.")
+    if is_v3(d):
+        # Of the layer for speculation one tensor is enough to be skipped.
+        out[f"model.layers.{d['num_hidden_layers']}.eh_proj.weight"] = (h, 2 * h)
     return out | {"model.norm.weight": (h,), "lm_head.weight": (d["vocab_size"], h)}
 
 
@@ -86,6 +136,8 @@ def ffn_shapes(d, layer, p):
     if layer < d["first_k_dense_replace"]:
         return mlp(p, d["intermediate_size"])
     out = {p + "gate.weight": (d["n_routed_experts"], h)}
+    if is_v3(d):
+        out[p + "gate.e_score_correction_bias"] = (d["n_routed_experts"],)
     for e in range(d["n_routed_experts"]):
         out |= mlp(f"{p}experts.{e}.", d["moe_intermediate_size"])
     return out | mlp(p + "shared_experts.", d["moe_intermediate_size"] * d["n_shared_experts"])
@@ -94,11 +146,13 @@ def ffn_shapes(d, layer, p):
 def random_tensor(seed, name, shape):
     """The tensor of this name in F32: its own stream of random numbers, so that the order of writing does not matter.
 
-    Norm weights lie between 0.6 and 1.4; embeddings have size one; a product's rows are scaled so that its output
+    Norm weights lie between 0.6 and 1.4, biases between -0.3 and 0.3; embeddings have size one; a product's rows are scaled so that its output
     has the size of its gain.
     """
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    if len(shape) == 1:
+    if name.endswith("_bias"):
+        values = rng.uniform(-0.3, 0.3, shape)
+    elif len(shape) == 1:
         values = rng.uniform(0.6, 1.4, shape)
     elif "embed_tokens" in name:
         values = rng.standard_normal(shape)

@@ -64,12 +64,17 @@ def untied_sequence(model, config, length, rng):
     ids = rng.integers(0, config["vocab_size"], length).tolist()
     for tries in range(500):
         _, routes = oracle.forward(model, ids)
-        worst = torch.stack([margins(gate, config) for gate, _ in routes.values()]).amin(0)
+        worst = torch.stack([margins(gate, config, bias(model, layer)) for layer, (gate, _) in routes.items()]).amin(0)
         tied = (worst < MARGIN).nonzero()
         if len(tied) == 0:
             return ids, tries
         ids[int(tied[0])] = int(rng.integers(0, config["vocab_size"]))
     raise RuntimeError(f"still a near tie after {tries} replacements")
+
+
+def bias(model, layer):
+    """The bias [E] of a layer's choice, where it has one."""
+    return getattr(model.model.layers[layer].mlp.gate, "e_score_correction_bias", None)
 
 
 def record(model, i, ids):

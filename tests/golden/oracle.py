@@ -1,18 +1,41 @@
 """Hugging Face transformers as the oracle: float32, eager attention, eager experts, no cache."""
 
+import json
+import tempfile
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
+
+from checkpoint import widened
 
 logging.disable_progress_bar()
 
 
 def load(folder):
     """The checkpoint in `folder`, its weights widened to float32; refuses a missing or an unexpected tensor."""
+    config = json.loads((folder / "config.json").read_text())
+    speculation = f"model.layers.{config['num_hidden_layers']}."
+    if "quantization_config" not in config:
+        return loaded(folder, speculation)
+    block = config.pop("quantization_config")["weight_block_size"]
+    with tempfile.TemporaryDirectory() as plain:
+        (Path(plain) / "config.json").write_text(json.dumps(config))
+        weights = {}
+        for file in sorted(folder.glob("model*.safetensors")):
+            weights |= load_file(file)
+        save_file(widened(weights, block), Path(plain) / "model.safetensors", metadata={"format": "pt"})
+        return loaded(Path(plain), speculation)
+
+
+def loaded(folder, speculation):
     model, report = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager",
         output_loading_info=True)
-    if report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]:
+    unexpected = [name for name in report["unexpected_keys"] if not name.startswith(speculation)]
+    if report["missing_keys"] or unexpected or report["mismatched_keys"]:
         raise ValueError(f"{folder}: {report}")
     return model.eval()
 

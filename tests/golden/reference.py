@@ -1,4 +1,4 @@
-"""DeepSeek-V2's forward pass in float64 NumPy, written from the model's definition and not from any implementation.
+"""DeepSeek-V2's and V3's forward pass in float64 NumPy, written from the model's definition and not from any implementation.
 
 It takes the absorbed form of attention, where transformers takes the expanded one, and pairs of rotary components by
 hand, where transformers uses complex numbers, so that the two share nothing but the mathematics. `Rules` names the
@@ -22,11 +22,14 @@ class Rules:
     cos_sin_factor: bool = True  # cos and sin times g(mscale) / g(mscale_all_dim)
     yarn_frequencies: bool = True
     interleaved: bool = True  # rotary pairs are (2i, 2i+1), not (i, i + d/2)
-    group_score: str = "max"  # or "top2", the sum of a group's two best
-    renormalise: bool = False  # the chosen weights to sum 1
+    group_score: str = "own"  # V2: a group's best, V3: the sum of its two best; or "other"
+    renormalise: bool = False  # the chosen weights to sum 1, where they are not; V3: not, where they are
     scaled: bool = True  # routed_scaling_factor
     shared_scaled: bool = False  # routed_scaling_factor on the shared experts too
     routed: bool = True  # the routed experts at all
+    biased: bool = True  # V3: the bias, in the choice
+    bias_in_weights: bool = False  # V3: and in the weights, where it does not belong
+    scales: bool = True  # of FP8 weights
 
 
 class Reference:
@@ -36,9 +39,19 @@ class Reference:
         folder = Path(folder)
         self.config = json.loads((folder / "config.json").read_text())
         self.rules = rules
-        self.weights = {}
+        stored = {}
         for file in sorted(folder.glob("model*.safetensors")):
-            self.weights |= {name: t.double().numpy() for name, t in load_file(file).items()}
+            stored |= load_file(file)
+        self.weights = {name: t.double().numpy() for name, t in stored.items()}
+        if rules.scales and "quantization_config" in self.config:
+            self.scale(*self.config["quantization_config"]["weight_block_size"])
+
+    def scale(self, rows, cols):
+        """Multiplies each element of FP8 weights by the scale of its block."""
+        for name in [name for name in self.weights if name.endswith("_scale_inv")]:
+            weight = self.weights[name.removesuffix("_scale_inv")]
+            i, j = np.indices(weight.shape)
+            weight *= self.weights[name][i // rows, j // cols]
 
     def forward(self, ids):
         """Logits [T, vocab]; by MoE layer, router logits [T, E] and the chosen experts [T, K], ascending."""
@@ -88,7 +101,7 @@ class Reference:
     def moe(self, p, x):
         """Shared plus routed experts; also (router logits, chosen experts)."""
         logits = self.linear(p + "gate", x)
-        experts, weights = self.select(logits)
+        experts, weights = self.select(logits, self.weights.get(p + "gate.e_score_correction_bias"))
         out = self.mlp(p + "shared_experts.", x)
         if self.rules.shared_scaled:
             out = out * self.config["routed_scaling_factor"]
@@ -98,20 +111,22 @@ class Reference:
                 out[rows] += weights[rows, slots, None] * self.mlp(f"{p}experts.{e}.", x[rows])
         return out, (logits, experts)
 
-    def select(self, logits):
+    def select(self, logits, bias):
         """The chosen experts [T, K], ascending, and their weights."""
         c, tokens = self.config, len(logits)
-        p = softmax(logits)
-        choice = p.copy()
-        if c["topk_method"] == "group_limited_greedy":
-            grouped = np.sort(p.reshape(tokens, c["n_group"], -1), -1)
-            best = grouped[..., -1] if self.rules.group_score == "max" else grouped[..., -2:].sum(-1)
+        v3 = c["topk_method"] == "noaux_tc"
+        p = 1 / (1 + np.exp(-logits)) if v3 else softmax(logits)
+        choice = p + bias if v3 and self.rules.biased else p.copy()
+        if c["topk_method"] in ("group_limited_greedy", "noaux_tc"):
+            grouped = np.sort(choice.reshape(tokens, c["n_group"], -1), -1)
+            by_two = v3 != (self.rules.group_score == "other")
+            best = grouped[..., -2:].sum(-1) if by_two else grouped[..., -1]
             kept = np.argsort(-best, -1)[:, : c["topk_group"]]
             group_of = np.arange(p.shape[1]) // grouped.shape[-1]
             choice[~(group_of[None, :, None] == kept[:, None, :]).any(-1)] = -np.inf
         experts = np.sort(np.argsort(-choice, -1)[:, : c["num_experts_per_tok"]], -1)
-        weights = np.take_along_axis(p, experts, -1)
-        if self.rules.renormalise:
+        weights = np.take_along_axis(p + bias if v3 and self.rules.bias_in_weights else p, experts, -1)
+        if v3 != self.rules.renormalise:
             weights = weights / weights.sum(-1, keepdims=True)
         return experts, weights * (c["routed_scaling_factor"] if self.rules.scaled else 1.0)
 

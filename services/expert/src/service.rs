@@ -53,8 +53,8 @@ impl<D: Device> ExpertService<D> {
         cells: &[CellId],
         registry: &Registry,
     ) -> Result<Arc<Self>, ExpertError> {
-        let shape = ModelShape::new(checkpoint.config())
-            .ok_or_else(|| ExpertError::Dense(checkpoint.dir().display().to_string()))?;
+        let shape =
+            ModelShape::new(&checkpoint)?.ok_or_else(|| ExpertError::Dense(checkpoint.dir().display().to_string()))?;
         let metrics = Metrics::new(registry);
         let service = Arc::new(Self {
             shared: Shared::new(config.queue_rows, Lane::start("expert-lane")?, metrics.clone()),

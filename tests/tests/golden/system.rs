@@ -71,7 +71,7 @@ impl<D: Device> System<D> {
         let shards = links.values().cloned().collect();
         let dispatch = Dispatcher::new(
             DispatchConfig::new(checkpoint.fingerprint()),
-            ModelShape::new(config).unwrap(),
+            ModelShape::new(&checkpoint).unwrap().unwrap(),
             &membership,
             Arc::new(LocalShards(links)),
             &Registry::new(),

@@ -96,12 +96,12 @@ impl<D: Device> TrunkWeights<D> {
     }
 }
 
-/// Bytes of the trunk's tensors as stored; of those that expand keys and values twice, unless the trunk is `exact`.
+/// Bytes of the trunk's tensors on a device that computes in bf16; of those that expand keys and values twice, unless the trunk is `exact`.
 pub(crate) fn trunk_bytes(checkpoint: &Checkpoint, exact: bool) -> u64 {
-    let once = checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed).map(|tensor| tensor.bytes);
+    let once = checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed).map(|tensor| tensor.loaded_bytes);
     let expanding = (0..if exact { 0 } else { checkpoint.config().layers })
-        .filter_map(|layer| checkpoint.weight(&names::layer(layer).kv_b_proj()).ok());
-    once.chain(expanding.map(|weight| weight.data.len() as u64)).sum()
+        .filter_map(|layer| checkpoint.loaded_bytes_of(&names::layer(layer).kv_b_proj()));
+    once.chain(expanding).sum()
 }
 
 /// The trunk's tensors as they are used: layer by layer, within a layer as they lie in the files.
@@ -110,7 +110,7 @@ fn in_order(checkpoint: &Checkpoint) -> Vec<String> {
     for layer in 0..checkpoint.config().layers {
         let names = names::layer(layer);
         let of_layer = checkpoint.tensors().filter(|tensor| tensor.name.starts_with(names.prefix()));
-        let mut tensors: Vec<_> = of_layer.filter(|tensor| tensor.part != Part::Routed).collect();
+        let mut tensors: Vec<_> = of_layer.filter(|tensor| tensor.part != Part::Routed && !tensor.is_scales).collect();
         tensors.sort_by_key(|tensor| tensor.place);
         order.extend(tensors.into_iter().map(|tensor| tensor.name.to_owned()));
     }

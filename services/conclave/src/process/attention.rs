@@ -106,7 +106,7 @@ fn moe_link(
 ) -> Result<Arc<dyn MoeLink>> {
     let (fingerprint, here) = (checkpoint.fingerprint(), args.cluster.same_host.host());
     let embedded = match args.dispatch {
-        DispatchMode::Embedded => ModelShape::new(checkpoint.config()),
+        DispatchMode::Embedded => ModelShape::new(checkpoint)?,
         DispatchMode::Router => None,
     };
     Ok(match embedded {

@@ -95,7 +95,7 @@ impl InProcess {
         let mut load: Arc<dyn ClusterLoad> = Arc::new(NoLoad);
         let mut moe: Arc<dyn MoeLink> = Arc::new(NoExperts);
         let numerics = device.numerics();
-        if let Some(shape) = ModelShape::new(checkpoint.config()) {
+        if let Some(shape) = ModelShape::new(checkpoint)? {
             let shards = start_experts(settings.shards, shown, device, checkpoint).await?;
             for shard in &shards {
                 let record = ready(&shard.name, Role::Expert, checkpoint, &numerics);

@@ -133,7 +133,10 @@ async fn live(args: &RouterArgs, instance: &str, runtime: &DispatchRuntime) -> R
 
     let here = args.cluster.same_host.host();
     let same_host = dispatch.as_ref().and_then(|listener| member::same_host(&args.cluster, listener));
-    let dispatcher = dispatch.is_some().then(|| dispatcher(&checkpoint, here, &*membership, &host.registry)).flatten();
+    let dispatcher = match &dispatch {
+        Some(_) => dispatcher(&checkpoint, here, &*membership, &host.registry)?,
+        None => None,
+    };
     if let (Some(listener), Some(dispatcher)) = (dispatch, &dispatcher) {
         let served = dispatch_service(instance, dispatcher, host.inner_close(), runtime.stirrer());
         host.serve_inner_members(runtime.handle(), listener, served)?;
@@ -200,10 +203,11 @@ fn dispatcher(
     here: Option<String>,
     membership: &dyn Membership,
     registry: &Registry,
-) -> Option<Arc<Dispatcher>> {
+) -> Result<Option<Arc<Dispatcher>>> {
     let config = DispatchConfig::new(checkpoint.fingerprint());
     let shards = Arc::new(RemoteShards::new(checkpoint.fingerprint(), config.connect_timeout, here));
-    ModelShape::new(checkpoint.config()).map(|shape| Dispatcher::new(config, shape, membership, shards, registry))
+    let shape = ModelShape::new(checkpoint)?;
+    Ok(shape.map(|shape| Dispatcher::new(config, shape, membership, shards, registry)))
 }
 
 /// The front, and what it shows of the experts' load.

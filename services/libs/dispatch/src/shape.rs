@@ -1,6 +1,6 @@
 //! What dispatch has to know of a model.
 
-use conclave_model::{GateMethod, ModelConfig, ModelKind, Scoring};
+use conclave_model::{Checkpoint, GateMethod, ModelConfig, ModelError, ModelKind, Scoring};
 use conclave_proto::{CellId, GroupId};
 
 /// How a layer's experts are chosen and weighted (model specification, router section).
@@ -52,7 +52,16 @@ pub struct ModelShape {
 
 impl ModelShape {
     /// The shape of a checkpoint; `None` where every layer is dense.
-    pub fn new(config: &ModelConfig) -> Option<Self> {
+    ///
+    /// # Errors
+    /// When a gate's bias is not as it should be.
+    pub fn new(checkpoint: &Checkpoint) -> Result<Option<Self>, ModelError> {
+        let biases = checkpoint.gate_biases()?;
+        Ok(Self::with_biases(checkpoint.config(), biases))
+    }
+
+    /// The same of a configuration, with the biases `[E]` of the layers that have one.
+    pub fn with_biases(config: &ModelConfig, bias: Vec<Vec<f32>>) -> Option<Self> {
         let experts = config.routed_experts?;
         let rule = match config.kind {
             _ if !config.norm_topk_prob => WeightRule::Scaled,
@@ -74,7 +83,7 @@ impl ModelShape {
                 rule,
                 scale: config.routed_scaling_factor,
             },
-            bias: vec![Vec::new(); config.layers],
+            bias,
         })
     }
 

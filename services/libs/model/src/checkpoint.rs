@@ -8,10 +8,11 @@ use half::bf16;
 
 use crate::config::GateMethod;
 use crate::location::{Located, locate};
+use crate::quantised::Quantised;
 use crate::sizes::Part;
 use crate::sources::Sources;
 use crate::sys::Mapping;
-use crate::tensors::{Location, TensorError, place};
+use crate::tensors::{Form, Location, TensorError, place};
 use crate::{ModelConfig, ModelError, available_memory, files, fingerprint, memory, names};
 
 /// Documents besides the tensors that the fingerprint covers.
@@ -36,12 +37,16 @@ pub struct Checkpoint {
 pub struct TensorInfo<'a> {
     /// Name in the file.
     pub name: &'a str,
-    /// Element type in the file.
+    /// Element type in the file; of quantised weights, the one that they are widened to.
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: &'a [usize],
     /// Bytes in the file.
     pub bytes: u64,
+    /// Bytes that it takes on a device that computes in bf16: none of the scales of quantised weights.
+    pub loaded_bytes: u64,
+    /// Whether it holds the scales of a quantised weight, which is loaded with them.
+    pub is_scales: bool,
     /// Part of the model.
     pub part: Part,
     /// Where it begins: number of the file, first byte.
@@ -56,11 +61,6 @@ impl Checkpoint {
     pub fn open(location: &str) -> Result<Self, ModelError> {
         let located = locate(location)?;
         let config = ModelConfig::read(&located.dir)?;
-        config.check_servable()?;
-        Self::load(located, config)
-    }
-
-    fn load(located: Located, config: ModelConfig) -> Result<Self, ModelError> {
         let sources = Sources::open(&located.dir)?;
         let tensors = place(&config, &sources.shards).whole().map_err(|(shard, error)| sources.error(shard, error))?;
         Self::assemble(located, config, &sources, tensors)
@@ -103,18 +103,25 @@ impl Checkpoint {
         &self.fingerprint
     }
 
-    /// A tensor of one or two dimensions as a matrix (one: `[n, 1]`), as it lies in the file, at any alignment.
+    /// A tensor of one or two dimensions as a matrix (one: `[n, 1]`): as it lies in the file, at any alignment, or, if it is
+    /// quantised, in f32 in `memory`.
     ///
     /// # Errors
     /// When there is no such tensor or it has other dimensions.
-    pub fn weight(&self, name: &str) -> Result<Weight<'_>, ModelError> {
+    pub fn weight<'a>(&'a self, name: &str, memory: &'a mut Vec<u8>) -> Result<Weight<'a>, ModelError> {
         let location = self.location(name)?;
         let (rows, cols) = match location.shape.as_slice() {
             &[rows, cols] => (rows, cols),
             &[rows] => (rows, 1),
             found => return Err(rank(name, found, "one or two dimensions")),
         };
-        Ok(Weight { dtype: location.dtype, data: self.bytes(location), rows, cols, transposed: false })
+        let mut data = self.bytes(location);
+        if let Form::Quantised(block) = location.form {
+            let scales = self.bytes(self.location(&names::scales(name))?);
+            Quantised { values: data, scales, cols, block }.widen(memory);
+            data = memory;
+        }
+        Ok(Weight { dtype: location.dtype, data, rows, cols, transposed: false })
     }
 
     /// A tensor of one dimension, as f32.
@@ -129,25 +136,38 @@ impl Checkpoint {
         Ok(floats(location.dtype, self.bytes(location)))
     }
 
-    /// Bytes of a tensor in its file.
+    /// Bytes of a tensor in its file, with those of its scales.
     pub(crate) fn bytes_of(&self, name: &str) -> Option<u64> {
-        self.tensors.get(name).map(|at| at.bytes)
+        self.tensors.contains_key(name).then(|| self.with_scales(name).map(|at| at.bytes).sum())
+    }
+
+    /// Bytes that a tensor takes on a device that computes in bf16.
+    pub fn loaded_bytes_of(&self, name: &str) -> Option<u64> {
+        self.tensors.get(name).map(Location::loaded_bytes)
     }
 
     /// Has a tensor read from storage, without waiting for it.
     pub(crate) fn will_need(&self, name: &str) {
-        let asked = self.location(name).map(|at| self.maps[at.shard].will_need(at.begin, at.bytes));
-        if let Ok(Err(error)) = asked {
-            tracing::debug!(tensor = name, %error, "not read ahead");
+        for at in self.with_scales(name) {
+            if let Err(error) = self.maps[at.shard].will_need(at.begin, at.bytes) {
+                tracing::debug!(tensor = name, %error, "not read ahead");
+            }
         }
     }
 
     /// Gives back the memory of a tensor's mapped pages, once a device has taken it over. A later read finds the same.
     pub fn release(&self, name: &str) {
-        let released = self.location(name).map(|at| self.maps[at.shard].release(at.begin, at.bytes));
-        if let Ok(Err(error)) = released {
-            tracing::warn!(tensor = name, %error, "mapped pages are not released");
+        for at in self.with_scales(name) {
+            if let Err(error) = self.maps[at.shard].release(at.begin, at.bytes) {
+                tracing::warn!(tensor = name, %error, "mapped pages are not released");
+            }
         }
+    }
+
+    /// A tensor, and that of its scales if it is quantised.
+    fn with_scales(&self, name: &str) -> impl Iterator<Item = &Location> {
+        let scales = self.tensors.get(name).filter(|at| matches!(at.form, Form::Quantised(_)));
+        self.tensors.get(name).into_iter().chain(scales.and_then(|_| self.tensors.get(&names::scales(name))))
     }
 
     /// Every tensor, in order of name.
@@ -157,6 +177,8 @@ impl Checkpoint {
             dtype: at.dtype,
             shape: &at.shape,
             bytes: at.bytes,
+            loaded_bytes: at.loaded_bytes(),
+            is_scales: at.form == Form::Scales,
             part: at.part,
             place: (at.shard, at.begin),
         })
@@ -180,10 +202,20 @@ impl Checkpoint {
         }
     }
 
-    /// Bytes of one cell: one group's experts of all layers. 0 where every layer is dense.
+    /// Bytes of one cell on a device that computes in bf16: one group's experts of all layers. 0 where every layer is dense.
     pub fn cell_bytes(&self) -> u64 {
         let routed = self.tensors.values().filter(|at| at.part == Part::Routed);
-        routed.map(|at| at.bytes).sum::<u64>() / self.config.cell_groups().max(1) as u64
+        routed.map(Location::loaded_bytes).sum::<u64>() / self.config.cell_groups().max(1) as u64
+    }
+
+    /// The bias of each gate's choice `[E]`, by absolute layer; empty where there is none.
+    ///
+    /// # Errors
+    /// When a tensor has other dimensions.
+    pub fn gate_biases(&self) -> Result<Vec<Vec<f32>>, ModelError> {
+        let biased = |layer| self.config.gate_method == GateMethod::NoauxTc && self.config.is_moe(layer);
+        let of = |layer| if biased(layer) { self.vector(&names::layer(layer).gate_bias()) } else { Ok(Vec::new()) };
+        (0..self.config.layers).map(of).collect()
     }
 
     /// How many cells fit into the memory that is left; `usize::MAX` where nothing says how much that is.

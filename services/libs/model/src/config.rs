@@ -212,25 +212,6 @@ impl ModelConfig {
         Ok((config, problems.into_iter().map(named).collect()))
     }
 
-    /// The one gate between what can be read and what can be served.
-    ///
-    /// # Errors
-    /// [`ModelError::NotSupported`] names what is not served yet.
-    pub fn check_servable(&self) -> Result<(), ModelError> {
-        self.unservable().into_iter().next().map_or(Ok(()), Err)
-    }
-
-    /// Everything that keeps the architecture from being served, each a [`ModelError::NotSupported`].
-    pub fn unservable(&self) -> Vec<ModelError> {
-        let reason =
-            |field, found: &str, expected| ModelError::NotSupported { field, found: found.to_string(), expected };
-        let kind = (self.kind != ModelKind::DeepseekV2).then(|| reason("model_type", self.kind.name(), "deepseek_v2"));
-        let method = (self.gate_method == GateMethod::NoauxTc)
-            .then(|| reason("topk_method", self.gate_method.name(), "greedy or group_limited_greedy"));
-        let quantization = self.quantization.map(|_| reason("quantization_config", "fp8", "bf16 or f32 weights"));
-        [kind, method, quantization].into_iter().flatten().collect()
-    }
-
     /// The configuration as the text of a `config.json`.
     pub fn to_json(&self) -> String {
         write::to_json(self)

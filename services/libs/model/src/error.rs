@@ -39,9 +39,6 @@ pub enum ModelError {
     /// A tensor used as something it is not.
     #[error("tensor {name}: found shape {found:?}, expected {expected}")]
     Rank { name: String, found: Vec<usize>, expected: &'static str },
-    /// The architecture is known but cannot be served.
-    #[error("{field} {found}: not supported yet, expected {expected}")]
-    NotSupported { field: &'static str, found: String, expected: &'static str },
     /// A random-weight checkpoint is not written.
     #[error(transparent)]
     Synth(#[from] SynthError),

@@ -12,6 +12,7 @@ mod location;
 mod memory;
 pub mod names;
 mod progress;
+mod quantised;
 mod rotary;
 pub mod sizes;
 mod sources;

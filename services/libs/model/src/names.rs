@@ -15,6 +15,11 @@ pub fn lm_head() -> String {
     "lm_head.weight".into()
 }
 
+/// The scales of an FP8 weight, one a block of 128 × 128: they multiply, despite their name.
+pub fn scales(weight: &str) -> String {
+    format!("{weight}_scale_inv")
+}
+
 /// Tensors of decoder layer `layer`.
 pub fn layer(layer: usize) -> LayerNames {
     LayerNames { prefix: format!("model.layers.{layer}.") }

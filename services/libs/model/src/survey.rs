@@ -66,7 +66,7 @@ impl Survey {
         let (name, dir) = (located.name.clone(), located.dir.clone());
         let mut problems = Problems::default();
         let config = problems.keep(ModelConfig::survey(&dir)).map(|(config, wrong)| {
-            problems.0.extend(wrong.into_iter().chain(config.unservable()));
+            problems.0.extend(wrong);
             config
         });
 
@@ -75,7 +75,7 @@ impl Survey {
         problems.0.extend(unreadable);
         let fingerprint = config.as_ref().and_then(|config| {
             let placement = place(config, &sources.shards);
-            problems.0.extend(misplaced(config, &placement, &sources, is_whole));
+            problems.0.extend(misplaced(&placement, &sources, is_whole));
             let checkpoint = || Checkpoint::assemble(located, config.clone(), &sources, placement.tensors);
             let checkpoint = (is_whole && placement.problems.is_empty()).then(checkpoint)?;
             problems.keep(checkpoint).map(|checkpoint| checkpoint.fingerprint().to_string())
@@ -100,16 +100,10 @@ impl Problems {
     }
 }
 
-/// What is wrong with tensors, without what other problems have said already: a tensor that may be in a file that
-/// cannot be read is not called missing, and quantised weights are named once, by the configuration.
-fn misplaced(config: &ModelConfig, placement: &Placement, sources: &Sources, is_whole: bool) -> Vec<ModelError> {
-    let quantised = config.quantization.is_some();
-    let told = |(_, error): &&(usize, TensorError)| match error {
-        TensorError::Missing { .. } => is_whole,
-        TensorError::UnsupportedDtype { found, .. } => !quantised || !found.starts_with("F8"),
-        TensorError::Extra { tensor, .. } => !quantised || !tensor.ends_with(".weight_scale_inv"),
-        _ => true,
-    };
+/// What is wrong with tensors, without what other problems have said already: a tensor that may be in a file that cannot be
+/// read is not called missing.
+fn misplaced(placement: &Placement, sources: &Sources, is_whole: bool) -> Vec<ModelError> {
+    let told = |(_, error): &&(usize, TensorError)| is_whole || !matches!(error, TensorError::Missing { .. });
     placement.problems.iter().filter(told).map(|(shard, error)| sources.error(*shard, error.clone())).collect()
 }
 

@@ -31,19 +31,22 @@ pub enum Preset {
     V2,
     /// DeepSeek-V2-Lite, 16B.
     V2Lite,
+    /// DeepSeek-V3, 671B.
+    V3,
     /// V2's structure in about six megabytes.
     Tiny,
 }
 
 impl Preset {
     /// All presets.
-    pub const ALL: [Self; 3] = [Self::V2, Self::V2Lite, Self::Tiny];
+    pub const ALL: [Self; 4] = [Self::V2, Self::V2Lite, Self::V3, Self::Tiny];
 
     /// As a flag spells it.
     pub fn name(self) -> &'static str {
         match self {
             Self::V2 => "v2",
             Self::V2Lite => "v2-lite",
+            Self::V3 => "v3",
             Self::Tiny => "tiny",
         }
     }
@@ -53,6 +56,7 @@ impl Preset {
         match self {
             Self::V2 => presets::v2(),
             Self::V2Lite => presets::v2_lite(),
+            Self::V3 => presets::v3(),
             Self::Tiny => presets::tiny(),
         }
     }

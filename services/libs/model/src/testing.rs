@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use crate::ModelConfig;
 use crate::config::presets;
 use crate::tensors::expected;
+use crate::{Checkpoint, ModelConfig};
 
 /// A tensor to be written.
 #[derive(Debug, Clone)]
@@ -69,6 +69,11 @@ pub(crate) fn file(tensors: &[Stored]) -> Vec<u8> {
 pub(crate) fn write(dir: &Path, config: &ModelConfig, tensors: &[Stored]) {
     fs::write(dir.join("config.json"), config.to_json()).unwrap();
     fs::write(dir.join("model.safetensors"), file(tensors)).unwrap();
+}
+
+/// A matrix of a checkpoint, as devices get it.
+pub(crate) fn data(checkpoint: &Checkpoint, name: &str) -> Vec<u8> {
+    checkpoint.weight(name, &mut Vec::new()).unwrap().data.to_vec()
 }
 
 /// A directory below the repository's fixtures, if it is there.

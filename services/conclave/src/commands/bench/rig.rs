@@ -170,7 +170,7 @@ pub fn dispatcher(
     cluster: &LocalMembership,
     shards: Arc<dyn ShardConnector>,
 ) -> Result<Arc<Dispatcher>> {
-    let shape = ModelShape::new(checkpoint.config()).context("a model with experts")?;
+    let shape = ModelShape::new(checkpoint)?.context("a model with experts")?;
     Ok(Dispatcher::new(dispatch_config(checkpoint), shape, cluster, shards, &Registry::new()))
 }
 

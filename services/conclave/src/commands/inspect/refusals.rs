@@ -51,11 +51,11 @@ mod tests {
 
     #[test]
     fn problems_are_named_within_the_directory() {
-        let unknown = ModelError::NotSupported { field: "model_type", found: "x".into(), expected: "y" };
+        let unknown = ModelError::NoSuchTensor { name: "x".into() };
         let nothing = ModelError::Tensor { path: "/m".into(), error: TensorError::EmptyIndex };
         let lines = lines(&[unknown, missing("f", "a"), nothing], Path::new("/m"));
         let expected = [
-            "model_type x: not supported yet, expected y",
+            "tensor x: not in the checkpoint",
             "f: tensor a: missing, expected shape [1]",
             "weight_map: found no tensors, expected at least one",
         ];

@@ -34,8 +34,8 @@ use progress::Progress;
                         conclave synth --preset v2 --dry-run\n\n\
                         Every weight follows from the seed. There is no tokenizer: the checkpoint serves token ids.")]
 pub struct SynthArgs {
-    /// Whose shapes: v2 (236B), v2-lite (16B), tiny (V2's structure in a few megabytes).
-    #[arg(long, env = "CONCLAVE_SYNTH_PRESET", value_name = "v2|v2-lite|tiny")]
+    /// Whose shapes: v2 (236B), v2-lite (16B), v3 (671B), tiny (V2's structure in a few megabytes).
+    #[arg(long, env = "CONCLAVE_SYNTH_PRESET", value_name = "v2|v2-lite|v3|tiny")]
     preset: Preset,
     /// Layers, where not the preset's.
     #[arg(long, env = "CONCLAVE_SYNTH_LAYERS", value_name = "N")]

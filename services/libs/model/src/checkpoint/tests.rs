@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::BlockQuantization;
 use crate::sources::{INDEX, SINGLE};
 use crate::testing::{self, Stored, fixture, small};
 
@@ -57,13 +58,14 @@ fn bump(tensors: &mut [Stored], name: &str) {
 fn tensors_read_as_they_were_written() {
     let checkpoint = edited(|_| ()).unwrap();
     for stored in testing::tensors(&small()) {
-        let weight = checkpoint.weight(&stored.name).unwrap();
+        let mut memory = Vec::new();
+        let weight = checkpoint.weight(&stored.name, &mut memory).unwrap();
         assert_eq!((weight.data, weight.dtype, weight.transposed), (stored.data.as_slice(), Dtype::Bf16, false));
         assert_eq!((weight.rows, weight.cols), (stored.shape[0], stored.shape.get(1).copied().unwrap_or(1)));
     }
     let norm = checkpoint.vector(&names::final_norm()).unwrap();
     assert_eq!(norm.len(), 8);
-    let first = checkpoint.weight(&names::final_norm()).unwrap().data[..2].try_into().unwrap();
+    let first = testing::data(&checkpoint, &names::final_norm())[..2].try_into().unwrap();
     assert_eq!(norm[0], bf16::from_le_bytes(first).to_f32());
 }
 
@@ -84,16 +86,16 @@ fn f32_tensors_at_odd_offsets_are_read() {
 #[test]
 fn released_pages_read_the_same() {
     let checkpoint = edited(|_| ()).unwrap();
-    let before = checkpoint.weight(&names::embed()).unwrap().data.to_vec();
+    let before = testing::data(&checkpoint, &names::embed());
     checkpoint.release(&names::embed());
     checkpoint.release("no such tensor");
-    assert_eq!(checkpoint.weight(&names::embed()).unwrap().data, before);
+    assert_eq!(testing::data(&checkpoint, &names::embed()), before);
 }
 
 #[test]
 fn wrong_uses_are_refused() {
     let checkpoint = edited(|_| ()).unwrap();
-    assert!(matches!(checkpoint.weight("nothing"), Err(ModelError::NoSuchTensor { .. })));
+    assert!(matches!(checkpoint.weight("nothing", &mut Vec::new()), Err(ModelError::NoSuchTensor { .. })));
     let message = checkpoint.vector(&names::embed()).unwrap_err().to_string();
     assert_eq!(message, "tensor model.embed_tokens.weight: found shape [24, 8], expected one dimension");
 }
@@ -161,7 +163,7 @@ fn shards_read_as_one_file_does() {
     assert_eq!(sharded.fingerprint(), single.fingerprint());
     assert_eq!(sharded.total_bytes(), single.total_bytes());
     for tensor in single.tensors() {
-        assert_eq!(sharded.weight(tensor.name).unwrap().data, single.weight(tensor.name).unwrap().data);
+        assert_eq!(testing::data(&sharded, tensor.name), testing::data(&single, tensor.name));
     }
 }
 
@@ -236,8 +238,7 @@ fn v3(bias: f32) -> Result<Checkpoint, ModelError> {
     let name = "model.layers.2.eh_proj.weight".into();
     tensors.push(Stored { name, dtype: "F8_E4M3", shape: vec![2], data: vec![0; 2] });
     testing::write(dir.path(), &config, &tensors);
-    assert!(matches!(open(dir.path()), Err(ModelError::NotSupported { .. })));
-    Checkpoint::load(Located { dir: dir.path().into(), name: "v3".into() }, config)
+    open(dir.path())
 }
 
 #[test]
@@ -252,6 +253,52 @@ fn v3_reads_its_biases_and_skips_the_speculation_layer() {
     }
 }
 
+/// A checkpoint whose matrix `[8, 8]` (the output projection of the first layer's attention) is in FP8, in blocks of 4 × 8.
+fn quantised(change: impl FnOnce(&mut Vec<Stored>)) -> Result<Checkpoint, ModelError> {
+    let config = ModelConfig { quantization: Some(BlockQuantization { rows: 4, cols: 8 }), ..small() };
+    let mut tensors = testing::tensors(&config);
+    let name = names::layer(0).o_proj();
+    let matrix = tensors.iter_mut().find(|tensor| tensor.name == name).unwrap();
+    assert_eq!(matrix.shape, [8, 8]);
+    (matrix.dtype, matrix.data) = ("F8_E4M3", [[0x38; 32], [0xc0; 32]].concat());
+    let data = [0.5f32, 3.0].iter().flat_map(|scale| scale.to_le_bytes()).collect();
+    tensors.push(Stored { name: names::scales(&name), dtype: "F32", shape: vec![2, 1], data });
+    change(&mut tensors);
+    let dir = tempfile::tempdir().unwrap();
+    testing::write(dir.path(), &config, &tensors);
+    open(dir.path())
+}
+
+#[test]
+fn quantised_weights_are_widened() {
+    let (checkpoint, name) = (quantised(|_| ()).unwrap(), names::layer(0).o_proj());
+    let found: Vec<f32> =
+        testing::data(&checkpoint, &name).as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    assert_eq!(found, [[0.5; 32], [-6.0; 32]].concat());
+    assert_eq!((checkpoint.bytes_of(&name), checkpoint.loaded_bytes_of(&name)), (Some(64 + 8), Some(128)));
+    let scales = checkpoint.tensors().find(|tensor| tensor.is_scales).unwrap();
+    assert_eq!((scales.name, scales.loaded_bytes), (names::scales(&name).as_str(), 0));
+}
+
+#[test]
+fn quantised_weights_need_their_scales() {
+    let refusal = |change: fn(&mut Vec<Stored>)| quantised(change).unwrap_err().to_string();
+    let error = refusal(|tensors| drop(tensors.pop()));
+    assert!(error.contains("o_proj.weight_scale_inv: missing, expected shape [2, 1]"), "{error}");
+    let error = refusal(|tensors| tensors.last_mut().unwrap().shape = vec![1, 2]);
+    assert!(error.contains("o_proj.weight_scale_inv: found shape [1, 2], expected [2, 1]"), "{error}");
+    let error = refusal(|tensors| {
+        let scales = tensors.last_mut().unwrap();
+        (scales.dtype, scales.data) = ("BF16", vec![0; 4]);
+    });
+    assert!(error.contains("o_proj.weight_scale_inv: dtype: found BF16, expected F32"), "{error}");
+    let error = refusal(|tensors| {
+        let norm = tensors.iter_mut().find(|tensor| tensor.name == names::embed()).unwrap();
+        (norm.dtype, norm.data) = ("F8_E4M3", vec![0; norm.data.len() / 2]);
+    });
+    assert!(error.contains("embed_tokens.weight: dtype: found F8_E4M3, expected BF16 or F32"), "{error}");
+}
+
 #[test]
 fn fixtures_open() {
     let golden = fixture("golden").into_iter().flat_map(|dir| fs::read_dir(dir).unwrap());
@@ -259,7 +306,8 @@ fn fixtures_open() {
     for dir in dirs.iter().filter(|dir| dir.join("config.json").exists()) {
         let checkpoint = open(dir).unwrap_or_else(|error| panic!("{error}"));
         let parameters = crate::sizes::Sizes::of(checkpoint.config()).total();
-        let elements: usize = checkpoint.tensors().map(|tensor| tensor.shape.iter().product::<usize>()).sum();
+        let weights = checkpoint.tensors().filter(|tensor| !tensor.is_scales);
+        let elements: usize = weights.map(|tensor| tensor.shape.iter().product::<usize>()).sum();
         assert_eq!(parameters, elements as u64, "{}", dir.display());
     }
 }

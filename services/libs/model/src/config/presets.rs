@@ -56,6 +56,32 @@ pub(crate) fn v2_lite() -> ModelConfig {
     }
 }
 
+/// DeepSeek-V3, 671B, in bf16.
+pub(crate) fn v3() -> ModelConfig {
+    ModelConfig {
+        kind: ModelKind::DeepseekV3,
+        vocab: 129280,
+        hidden: 7168,
+        layers: 61,
+        intermediate: 18432,
+        routed_experts: Some(256),
+        shared_experts: Some(1),
+        moe_intermediate: 2048,
+        experts_per_token: 8,
+        gate_groups: 8,
+        gate_topk_groups: 4,
+        gate_method: GateMethod::NoauxTc,
+        scoring: Scoring::Sigmoid,
+        norm_topk_prob: true,
+        routed_scaling_factor: 2.5,
+        first_k_dense: 3,
+        rope_scaling: Some(RopeScaling { mscale: Some(1.0), mscale_all_dim: Some(1.0), ..yarn(40.0, 4096) }),
+        bos_token: Some(0),
+        eos_tokens: vec![1],
+        ..v2()
+    }
+}
+
 /// V2's structure, 8 groups of 4 experts among them, in a few megabytes.
 pub(crate) fn tiny() -> ModelConfig {
     ModelConfig {

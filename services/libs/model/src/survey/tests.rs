@@ -132,7 +132,7 @@ fn a_configuration_alone_is_surveyed() {
 }
 
 #[test]
-fn quantised_v3_is_refused_by_its_configuration_and_not_by_every_tensor() {
+fn quantised_v3_has_no_problems() {
     let dir = tempfile::tempdir().unwrap();
     let mut tensors = testing::tensors(&v3());
     let quantised = tensors.iter_mut().filter(|tensor| tensor.name.contains(".experts."));
@@ -148,9 +148,7 @@ fn quantised_v3_is_refused_by_its_configuration_and_not_by_every_tensor() {
     tensors.extend(scales);
     testing::write(dir.path(), &v3(), &tensors);
     let survey = survey(dir.path());
-    let fields = ["model_type deepseek_v3", "topk_method noaux_tc", "quantization_config fp8"];
-    let reasons = reasons(&survey);
-    assert!(reasons.len() == 3 && reasons.iter().zip(fields).all(|(reason, field)| reason.starts_with(field)));
+    assert!(reasons(&survey).is_empty(), "{:?}", survey.problems);
     let routed = Sizes::of(&v3()).part(Part::Routed);
     assert_eq!(survey.stored.part_bytes(Part::Routed), routed + scale_bytes);
     assert!(survey.stored.covers(&Sizes::of(&v3())));

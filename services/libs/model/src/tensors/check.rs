@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use conclave_kernels::Dtype;
 
 use super::{Entry, Expected, TensorError, expected};
+use crate::config::BlockQuantization;
 use crate::sizes::Part;
 use crate::{ModelConfig, ModelKind, names};
 
@@ -13,12 +14,36 @@ use crate::{ModelConfig, ModelKind, names};
 pub(crate) struct Location {
     /// Index of the file.
     pub(crate) shard: usize,
+    /// What devices get.
     pub(crate) dtype: Dtype,
+    pub(crate) form: Form,
     pub(crate) shape: Vec<usize>,
     pub(crate) part: Part,
     /// First byte, from the start of the file.
     pub(crate) begin: u64,
     pub(crate) bytes: u64,
+}
+
+/// How a tensor is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// As its element type says.
+    Plain,
+    /// In E4M3; its scales are a tensor of their own.
+    Quantised(BlockQuantization),
+    /// Scales of a quantised weight.
+    Scales,
+}
+
+impl Location {
+    /// Bytes that it takes on a device that computes in bf16.
+    pub(crate) fn loaded_bytes(&self) -> u64 {
+        match self.form {
+            Form::Plain => self.bytes,
+            Form::Quantised(_) => self.bytes * Dtype::Bf16.size() as u64,
+            Form::Scales => 0,
+        }
+    }
 }
 
 /// A file's entries and the byte at which its data begins.
@@ -55,13 +80,18 @@ pub(crate) fn place(config: &ModelConfig, shards: &[Shard]) -> Placement {
             placement.problems.push((0, error));
             continue;
         };
-        match fits(&wanted, entry) {
-            Err(error) => placement.problems.push((shard, error)),
-            Ok(dtype) => {
-                let begin = shards[shard].data_begin + entry.begin;
-                let bytes = entry.end - entry.begin;
-                let location = Location { shard, dtype, shape: wanted.shape, part: wanted.part, begin, bytes };
-                placement.tensors.insert(wanted.name, location);
+        let form = form(config, &wanted, entry);
+        let scales = match form {
+            Form::Quantised(block) => Some(scales(&wanted, block)),
+            Form::Plain | Form::Scales => None,
+        };
+        placement.put(shards, (shard, entry), wanted, form);
+        let Some(scales) = scales else { continue };
+        match found.remove(scales.name.as_str()) {
+            Some(at) => placement.put(shards, at, scales, Form::Scales),
+            None => {
+                let error = TensorError::Missing { tensor: scales.name, expected: scales.shape };
+                placement.problems.push((shard, error));
             }
         }
     }
@@ -70,9 +100,43 @@ pub(crate) fn place(config: &ModelConfig, shards: &[Shard]) -> Placement {
     placement
 }
 
-/// The element type of a tensor that is as the architecture wants it.
-fn fits(wanted: &Expected, entry: &Entry) -> Result<Dtype, TensorError> {
-    let dtype = servable(entry)?;
+impl Placement {
+    /// Takes a tensor that was found in a file, if it is as the architecture wants it.
+    fn put(&mut self, shards: &[Shard], (shard, entry): (usize, &Entry), wanted: Expected, form: Form) {
+        match fits(&wanted, entry, form) {
+            Err(error) => self.problems.push((shard, error)),
+            Ok(dtype) => {
+                let (begin, bytes) = (shards[shard].data_begin + entry.begin, entry.end - entry.begin);
+                let location = Location { shard, dtype, form, shape: wanted.shape, part: wanted.part, begin, bytes };
+                self.tensors.insert(wanted.name, location);
+            }
+        }
+    }
+}
+
+/// Projections may be quantised where the configuration says so: not norms, embeddings, gates and the output.
+fn form(config: &ModelConfig, wanted: &Expected, entry: &Entry) -> Form {
+    let projection = matches!(wanted.part, Part::Attention | Part::Dense | Part::Shared | Part::Routed);
+    match config.quantization {
+        Some(block) if entry.dtype == "F8_E4M3" && projection && wanted.shape.len() == 2 => Form::Quantised(block),
+        _ => Form::Plain,
+    }
+}
+
+/// The scales of a quantised matrix.
+fn scales(of: &Expected, block: BlockQuantization) -> Expected {
+    let shape = vec![of.shape[0].div_ceil(block.rows), of.shape[1].div_ceil(block.cols)];
+    Expected { name: names::scales(&of.name), shape, part: of.part }
+}
+
+/// The element type that devices get, of a tensor that is as the architecture wants it.
+fn fits(wanted: &Expected, entry: &Entry, form: Form) -> Result<Dtype, TensorError> {
+    let dtype = match form {
+        Form::Quantised(_) => Dtype::F32,
+        Form::Plain => servable(entry)?,
+        Form::Scales if entry.dtype == "F32" => Dtype::F32,
+        Form::Scales => return Err(TensorError::ScaleDtype { tensor: entry.name.clone(), found: entry.dtype }),
+    };
     if entry.shape.iter().copied().eq(wanted.shape.iter().map(|dim| *dim as u64)) {
         return Ok(dtype);
     }

@@ -23,6 +23,9 @@ pub enum TensorError {
     /// An element type that is not served.
     #[error("tensor {tensor}: dtype: found {found}, expected BF16 or F32")]
     UnsupportedDtype { tensor: String, found: &'static str },
+    /// Scales of quantised weights of another type than all have.
+    #[error("tensor {tensor}: dtype: found {found}, expected F32")]
+    ScaleDtype { tensor: String, found: &'static str },
     /// Dimensions whose product is past 64 bits.
     #[error("tensor {tensor}: shape: found {found:?}, expected a product within 64 bits")]
     ShapeTooLarge { tensor: String, found: Vec<u64> },
