@@ -66,7 +66,7 @@ pub struct Memory {
 /// The parts of an architecture; those it does not have are left out.
 pub fn parts(config: &ModelConfig, stored: &StoredSizes) -> Vec<PartSize> {
     let sizes = Sizes::of(config);
-    let bytes = |part| match Basis::of(&sizes, stored) {
+    let bytes = |part| match Basis::of(config, &sizes, stored) {
         Basis::Stored => stored.part_bytes(part),
         Basis::Bf16 => sizes.part_bytes(part, Dtype::Bf16),
     };
@@ -90,16 +90,17 @@ fn part_sizes(parameters: impl Fn(Part) -> u64, bytes: impl Fn(Part) -> u64) -> 
 }
 
 impl Basis {
-    fn of(sizes: &Sizes, stored: &StoredSizes) -> Self {
-        if stored.covers(sizes) { Self::Stored } else { Self::Bf16 }
+    /// Quantised weights are widened when they are loaded.
+    fn of(config: &ModelConfig, sizes: &Sizes, stored: &StoredSizes) -> Self {
+        if config.quantization.is_none() && stored.covers(sizes) { Self::Stored } else { Self::Bf16 }
     }
 }
 
 impl Figures {
-    /// Counts in stored bytes where all tensors are there, else as if they were bf16.
+    /// Counts in stored bytes where all tensors are there and are used as they are, else in bf16.
     pub fn new(config: &ModelConfig, stored: &StoredSizes) -> Self {
         let sizes = Sizes::of(config);
-        let basis = Basis::of(&sizes, stored);
+        let basis = Basis::of(config, &sizes, stored);
         let wide = |parameters: u64| parameters * Dtype::Bf16.size() as u64;
         let (bytes, routed, expert, cell, decoded) = match basis {
             Basis::Bf16 => {
