@@ -12,12 +12,15 @@ use super::{
     buffers::{CudaBuffer, Growing},
     experts::Experts,
     operand::Operand,
-    plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, RmsNorm},
+    plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, MOST_LOGITS, RmsNorm},
     products::{self, Block},
-    sm90,
+    sm90, tokens,
     weights::{CudaMatrix, CudaRotary},
 };
-use crate::{Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, StepRows, Weight};
+use crate::{
+    Device, Dtype, ExpertRows, Ffn, FoundToken, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, StepRows,
+    TokenAsk, Weight,
+};
 
 /// A GPU, or the shim, as a device.
 ///
@@ -32,6 +35,8 @@ pub struct Cuda<D: Driver> {
     /// lock of any buffer.
     scratch: Mutex<Scratch<D::Memory>>,
     experts: Mutex<Experts<D::Memory>>,
+    /// Tables of tokens to be found, and those found.
+    tokens: Mutex<Growing<D::Memory>>,
     /// Heads of the cache made last that the kernels for sm_90a attend over; 0: none was made. A step's work for so many comes
     /// with its rows.
     heads: AtomicUsize,
@@ -51,7 +56,8 @@ impl<D: Driver> Cuda<D> {
     pub fn new(driver: D) -> Self {
         let scratch = Scratch { memory: Growing::default(), operand: Operand::default() };
         let (scratch, heads) = (Mutex::new(scratch), AtomicUsize::new(0));
-        Self { driver, failure: OnceLock::new(), scratch, experts: Mutex::default(), heads }
+        let (experts, tokens) = (Mutex::default(), Mutex::default());
+        Self { driver, failure: OnceLock::new(), scratch, experts, tokens, heads }
     }
 
     /// Does something on the device unless it has failed before.
@@ -287,5 +293,22 @@ impl<D: Driver> Device for Cuda<D> {
         out: &mut Buffer<D>,
     ) {
         self.queue(|driver| attention::values(driver, &mla.shape, (o_lat, uv), out));
+    }
+
+    fn finds_tokens(&self, vocab: usize) -> bool {
+        vocab <= MOST_LOGITS
+    }
+
+    fn find_tokens(
+        &self,
+        logits: &mut Buffer<D>,
+        mask: &[u64],
+        asks: &[TokenAsk<'_>],
+    ) -> Result<Vec<Option<FoundToken>>, KernelError> {
+        let mut working = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        self.attempt(|driver| {
+            let (vocab, logits) = (logits.length / asks.len().max(1), logits.change(driver)?);
+            tokens::find(driver, &mut working, (logits, vocab), mask, asks)
+        })
     }
 }

@@ -23,6 +23,7 @@ mod shim;
 pub mod sm90;
 mod tensor_map;
 mod weights;
+mod tokens;
 
 pub use attention::CudaCache;
 pub use batch::CudaBatch;

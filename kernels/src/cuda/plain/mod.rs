@@ -19,7 +19,10 @@ pub use grouped_linear::{GroupedLinear, GroupedLinearFp8};
 pub use heads::{MlaQueries, MlaValues, SplitQueries};
 pub use linear::Linear;
 pub use rows::{CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents};
-pub use sample::{AdjustLogits, Adjustment, Draw, Penalties, Sample};
+pub use sample::{
+    AdjustLogits, Adjustment, Draw, Likely, MOST_LIKELY, MOST_LOGITS, Penalties, RestoreLogits, RowScore, Sample,
+    Score, Scored,
+};
 
 pub use super::kernel::Address;
 use super::kernel::{Shape, kernel};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use conclave_kernels::{Device, KernelError, Mla, MlaShape, RotaryTable};
+use conclave_kernels::{Device, FoundToken, KernelError, Mla, MlaShape, RotaryTable, TokenAsk};
 use conclave_model::{Checkpoint, ModelConfig, ModelError, Progress, rotary};
 
 use super::attention::{AttentionBuffers, LayerAttention};
@@ -111,6 +111,14 @@ impl<D: Device> DeviceTrunk<D> {
     /// Layers from `first` on, up to the next with routed experts or to the end.
     fn segment(&mut self, first: usize) -> Result<Segment, KernelError> {
         for layer in first..self.weights.layers.len() {
+    /// The logits of some rows, into their buffer.
+    fn project(&mut self, rows: &[u32]) {
+        let Buffers { x, normed, delta, logits, .. } = &mut self.buffers;
+        self.device.gather(x, self.shape.hidden, rows, delta);
+        self.device.rms_norm(delta, &self.weights.norm, self.eps, normed);
+        self.device.linear(normed, &self.weights.lm_head, logits);
+    }
+
             self.attention_block(layer);
             if let Some(rows) = self.ffn_block(layer)? {
                 self.layer = layer;
@@ -182,11 +190,22 @@ impl<D: Device> Trunk for DeviceTrunk<D> {
     }
 
     fn logits(&mut self, rows: &[u32], values: &mut Vec<f32>) -> Result<(), KernelError> {
-        let Buffers { x, normed, delta, logits, .. } = &mut self.buffers;
-        self.device.gather(x, self.shape.hidden, rows, delta);
-        self.device.rms_norm(delta, &self.weights.norm, self.eps, normed);
-        self.device.linear(normed, &self.weights.lm_head, logits);
-        self.device.read(logits, values)
+        self.project(rows);
+        self.device.read(&mut self.buffers.logits, values)
+    }
+
+    fn finds_tokens(&self) -> bool {
+        self.device.finds_tokens(self.shape.vocab)
+    }
+
+    fn find_tokens(
+        &mut self,
+        rows: &[u32],
+        mask: &[u64],
+        asks: &[TokenAsk<'_>],
+    ) -> Result<Vec<Option<FoundToken>>, KernelError> {
+        self.project(rows);
+        self.device.find_tokens(&mut self.buffers.logits, mask, asks)
     }
 }
 
