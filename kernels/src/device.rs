@@ -192,6 +192,8 @@ pub trait Device: Send + Sync + 'static {
         sums: &mut [f32],
     ) -> Result<(), KernelError>;
 
+    /// Lets the bits of [`Device::linear`] and [`Device::ffn`] depend on the number of rows from now on, where that is faster.
+    fn relax(&self) {}
     /// Whether there is [`Device::mla_expanded`]; without it no span is to be expanded.
     fn expands(&self) -> bool {
         false
@@ -247,7 +249,6 @@ pub trait Device: Send + Sync + 'static {
     ) {
         let _ = (mla, batch, cache, q, kv_b, out);
     }
-}
 
     /// Whether there is [`Device::find_tokens`] for rows of `vocab` logits; without it, the host is to read the logits.
     fn finds_tokens(&self, vocab: usize) -> bool {
@@ -271,3 +272,4 @@ pub trait Device: Send + Sync + 'static {
         let _ = (logits, mask);
         Ok(vec![None; asks.len()])
     }
+}

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Mutex, OnceLock, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use super::{
@@ -10,6 +10,7 @@ use super::{
     attention::{self, Attention, CudaCache, Queries},
     batch::CudaBatch,
     buffers::{CudaBuffer, Growing},
+    expanded::{self, Expanded},
     experts::Experts,
     operand::Operand,
     plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, MOST_LOGITS, RmsNorm},
@@ -35,11 +36,14 @@ pub struct Cuda<D: Driver> {
     /// lock of any buffer.
     scratch: Mutex<Scratch<D::Memory>>,
     experts: Mutex<Experts<D::Memory>>,
+    /// Of expanded spans.
+    expanded: Mutex<expanded::Working<D::Memory>>,
     /// Tables of tokens to be found, and those found.
     tokens: Mutex<Growing<D::Memory>>,
     /// Heads of the cache made last that the kernels for sm_90a attend over; 0: none was made. A step's work for so many comes
     /// with its rows.
     heads: AtomicUsize,
+    relaxed: AtomicBool,
 }
 
 /// Working memory of an operation.
@@ -56,8 +60,22 @@ impl<D: Driver> Cuda<D> {
     pub fn new(driver: D) -> Self {
         let scratch = Scratch { memory: Growing::default(), operand: Operand::default() };
         let (scratch, heads) = (Mutex::new(scratch), AtomicUsize::new(0));
-        let (experts, tokens) = (Mutex::default(), Mutex::default());
-        Self { driver, failure: OnceLock::new(), scratch, experts, tokens, heads }
+        let (experts, expanded, tokens) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self {
+            driver,
+            failure: OnceLock::new(),
+            scratch,
+            experts,
+            expanded,
+            tokens,
+            heads,
+            relaxed: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether bits must not depend on how rows come together.
+    fn exact(&self) -> bool {
+        !self.relaxed.load(Ordering::Relaxed)
     }
 
     /// Does something on the device unless it has failed before.
@@ -219,7 +237,7 @@ impl<D: Driver> Device for Cuda<D> {
         self.queue(|driver| {
             let rows = rows(x, w.cols);
             let y = y.fit(driver, rows * w.rows)?;
-            products::linear(driver, &mut x.bf16(driver)?.bf16, rows, w, y)
+            products::linear(driver, self.exact(), &mut x.bf16(driver)?.bf16, rows, w, y)
         });
     }
 
@@ -235,7 +253,7 @@ impl<D: Driver> Device for Cuda<D> {
     fn ffn(&self, x: &Buffer<D>, ffn: &Ffn<Matrix<D>>, y: &mut Buffer<D>) {
         self.queue_with(|driver, scratch| {
             let rows = rows(x, ffn.gate.cols);
-            let block = Block { ffn, rows, y: y.fit(driver, rows * ffn.down.rows)? };
+            let block = Block { ffn, rows, y: y.fit(driver, rows * ffn.down.rows)?, exact: self.exact() };
             block.run(driver, &mut x.bf16(driver)?.bf16, &mut scratch.operand, &mut scratch.memory)
         });
     }
@@ -287,12 +305,33 @@ impl<D: Driver> Device for Cuda<D> {
     fn mla_values(
         &self,
         mla: &Mla<Self::Rotary>,
-        _: &Self::Batch,
+        batch: &Self::Batch,
         o_lat: &Buffer<D>,
         uv: &Matrix<D>,
         out: &mut Buffer<D>,
     ) {
-        self.queue(|driver| attention::values(driver, &mla.shape, (o_lat, uv), out));
+        self.queue(|driver| attention::values(driver, &mla.shape, batch.absorbed(), (o_lat, uv), out));
+    }
+
+    fn relax(&self) {
+        self.relaxed.store(true, Ordering::Relaxed);
+    }
+
+    fn expands(&self) -> bool {
+        true
+    }
+
+    fn mla_expanded(
+        &self,
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        (cache, layer): (&Self::Cache, usize),
+        q: &Buffer<D>,
+        kv_b: &Matrix<D>,
+        out: &mut Buffer<D>,
+    ) {
+        let mut working = self.expanded.lock().unwrap_or_else(PoisonError::into_inner);
+        self.queue(|driver| Expanded { mla, batch, cache, layer, q, kv_b }.run(driver, &mut working, out));
     }
 
     fn finds_tokens(&self, vocab: usize) -> bool {

@@ -4,6 +4,7 @@
 mod attention;
 mod choices;
 mod elementwise;
+mod expanded;
 mod gate_logits;
 mod grouped_linear;
 mod heads;
@@ -14,6 +15,7 @@ mod sample;
 pub use attention::{MergeSplits, MlaSplits};
 pub use choices::*;
 pub use elementwise::{Add, AddTwo, DecodeBf16, RoundBf16, Swiglu};
+pub use expanded::{FinishExpanded, GatherLatents, MlaExpanded, RopeQueries};
 pub use gate_logits::GateLogits;
 pub use grouped_linear::{GroupedLinear, GroupedLinearFp8};
 pub use heads::{MlaQueries, MlaValues, SplitQueries};

@@ -87,6 +87,9 @@ impl<D: Device> DeviceTrunk<D> {
         progress: &Progress,
     ) -> Result<Self, AttentionError> {
         size.check(&*device, checkpoint)?;
+        if !size.exact {
+            device.relax();
+        }
         let config = checkpoint.config();
         let weights = TrunkWeights::load(&*device, checkpoint, size.exact, progress)?;
         let mla = mla(&*device, config, size.context_limit).map_err(AttentionError::device("rotary table"))?;
@@ -108,9 +111,6 @@ impl<D: Device> DeviceTrunk<D> {
         })
     }
 
-    /// Layers from `first` on, up to the next with routed experts or to the end.
-    fn segment(&mut self, first: usize) -> Result<Segment, KernelError> {
-        for layer in first..self.weights.layers.len() {
     /// The logits of some rows, into their buffer.
     fn project(&mut self, rows: &[u32]) {
         let Buffers { x, normed, delta, logits, .. } = &mut self.buffers;
@@ -119,6 +119,9 @@ impl<D: Device> DeviceTrunk<D> {
         self.device.linear(normed, &self.weights.lm_head, logits);
     }
 
+    /// Layers from `first` on, up to the next with routed experts or to the end.
+    fn segment(&mut self, first: usize) -> Result<Segment, KernelError> {
+        for layer in first..self.weights.layers.len() {
             self.attention_block(layer);
             if let Some(rows) = self.ffn_block(layer)? {
                 self.layer = layer;

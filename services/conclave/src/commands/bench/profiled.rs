@@ -331,6 +331,10 @@ impl<D: Device> Device for Profiled<D> {
         self.time(note, || self.device.mla_values(mla, &batch.batch, o_lat, &uv.heads, out));
     }
 
+    fn relax(&self) {
+        self.device.relax();
+    }
+
     fn expands(&self) -> bool {
         self.device.expands()
     }
@@ -347,10 +351,6 @@ impl<D: Device> Device for Profiled<D> {
         let note = |_: &_| self.expanded(&mla.shape, &batch.rows);
         self.time(note, || self.device.mla_expanded(mla, &batch.batch, cache, q, kv_b, out));
     }
-}
-
-#[cfg(test)]
-mod tests {
 
     fn finds_tokens(&self, vocab: usize) -> bool {
         self.device.finds_tokens(vocab)
@@ -366,6 +366,10 @@ mod tests {
         let note = |_: &_| (Operation::plain("find_tokens"), Work { bytes, flops: 0.0 });
         self.time(note, || self.device.find_tokens(logits, mask, asks))
     }
+}
+
+#[cfg(test)]
+mod tests {
     use conclave_kernels::{Pool, Reference};
 
     use super::*;
