@@ -1,7 +1,7 @@
 //! What is done row by row, or head by head, by the plain kernels; and rounding to FP8.
 
 use conclave_kernels::cuda::{
-    CudaError, Driver,
+    Driver,
     plain::{
         Draw, GateSelect, Likely, METHOD_GROUP_LIMITED_GREEDY, MlaQueries, MlaValues, RULE_SCALED, RmsNorm, RowScore,
         SCORING_SOFTMAX, Sample, Score, Scored, WriteLatents,

@@ -217,7 +217,7 @@ mod tests {
     fn chunks_are_whole_blocks_within_the_bytes() {
         let of = |keys, key_bytes, most| chunks(keys, key_bytes, most).collect::<Vec<_>>();
         assert_eq!(of(300, 1000, 150_000), [0..128, 128..256, 256..300]);
-        assert_eq!(of(128, 1000, 150_000), [0..128]);
+        assert_eq!(of(192, 1000, 150_000), [0..128, 128..192]);
         assert_eq!(of(70, 1000, 10), [0..64, 64..70], "a block at least");
         // 128 heads of V2, 16 of V2-Lite.
         assert_eq!(of(10_000, 128 * 256 * 4, CHUNK_BYTES)[0], 0..1024);
