@@ -62,7 +62,9 @@ class Engine:
             self.model = Path(model)
         elif not self.make("make a checkpoint", self.model, self.sizes.synth):
             self.model = self.bits_model
-        self.bench("bench, one process", ["--device", self.device, *self.step(), "--profile"], self.sizes.batches, 120)
+        one_process = ["--device", self.device, *self.step(), "--profile"]
+        self.bench("bench, one process", "bench", one_process, 120)
+        self.bench("bench, one process, not exact", "bench-not-exact", [*one_process, "--no-exact", *self.baseline()], 60)
         self.steps.call("bench, several processes", self.bench_cluster, 90)
         self.steps.call("transformers", self.beside, 100)
 
@@ -81,13 +83,18 @@ class Engine:
             "--context", sizes.context, "--long-context", "0", "--tokens", sizes.tokens, "--repeat", sizes.repeat,
             "--limit", "20", "--json", json_file]
 
-    def bench(self, name, flags, batches, most):
+    def bench(self, name, file, flags, most):
         if not has_checkpoint(self.model):
             self.steps.skip(name, "no checkpoint")
             return
-        json_file = self.steps.results / "bench.json"
-        command = self.bench_command(flags, batches, json_file)
+        json_file = self.steps.results / f"{file}.json"
+        command = self.bench_command(flags, self.sizes.batches, json_file)
         self.steps.command(name, command, most, env=self.tools.environment(), json_file=json_file, shown=120)
+
+    def baseline(self):
+        """What the others are set beside."""
+        baseline = self.steps.results / "bench.json"
+        return ["--baseline", baseline] if baseline.exists() else []
 
     def bench_cluster(self):
         """Four expert processes, attention and a router, all on the one GPU."""
@@ -98,9 +105,7 @@ class Engine:
         processes, _, grpc = self.cluster(self.model, shards, "cluster")
         with processes:
             pids = ",".join(map(str, processes.pids("etcd")))
-            flags = ["--url", f"http://127.0.0.1:{grpc}", "--device", self.device, "--pids", pids]
-            baseline = self.steps.results / "bench.json"
-            flags += ["--baseline", baseline] if baseline.exists() else []
+            flags = ["--url", f"http://127.0.0.1:{grpc}", "--device", self.device, "--pids", pids, *self.baseline()]
             command = [str(word) for word in self.bench_command(flags, self.sizes.cluster_batches, json_file)]
             done = subprocess.run(command, capture_output=True, text=True)
         print(done.stdout, done.stderr, sep="", end="", flush=True)

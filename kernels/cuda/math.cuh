@@ -26,6 +26,28 @@ __device__ __forceinline__ float exp_f32(float x) {
     return sum * power * __uint_as_float(static_cast<u32>(other + 127) << 23);
 }
 
+// e to the power of x in double precision, within two units in the last place, for x from −700 to 0.
+__device__ __forceinline__ double exp_f64(double x) {
+    // x = n ln 2 + rest, with ln 2 in two parts.
+    double n = rint(x * 1.4426950408889634);
+    double rest = fma(n, -6.93147180369123816490e-01, x);
+    rest = fma(n, -1.90821492927058770002e-10, rest);
+    double sum = 1.0 / 479001600.0;
+    sum = fma(sum, rest, 1.0 / 39916800.0);
+    sum = fma(sum, rest, 1.0 / 3628800.0);
+    sum = fma(sum, rest, 1.0 / 362880.0);
+    sum = fma(sum, rest, 1.0 / 40320.0);
+    sum = fma(sum, rest, 1.0 / 5040.0);
+    sum = fma(sum, rest, 1.0 / 720.0);
+    sum = fma(sum, rest, 1.0 / 120.0);
+    sum = fma(sum, rest, 1.0 / 24.0);
+    sum = fma(sum, rest, 1.0 / 6.0);
+    sum = fma(sum, rest, 0.5);
+    sum = fma(sum, rest, 1.0);
+    sum = fma(sum, rest, 1.0);
+    return sum * __longlong_as_double((static_cast<long long>(n) + 1023) << 52);
+}
+
 // silu(gate) · up with silu(x) = x / (1 + exp(−x))
 __device__ __forceinline__ float silu_times(float gate, float up) { return gate / (1.0f + exp_f32(-gate)) * up; }
 

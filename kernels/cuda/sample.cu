@@ -1,20 +1,27 @@
 #include "sample.cuh"
 
-// out [T]: a token drawn from each row of logits [T, V] by draws [T]. allowed [ceil(V / 32)]: bits of the ids that may be
-// drawn, or null. weights [T, V] is for this kernel's own use. NO_TOKEN as in sample_row. Grid: T.
-KERNEL_BOUNDS(sample, (SAMPLE_THREADS), const float* logits, const u32* allowed, const Draw* draws, double* weights,
-              u32* out, u32 vocab) {
-    u64 first = u64{blockIdx.x} * vocab;
-    Candidates row{logits + first, weights + first, vocab};
-    u32 token = sample_row(row, allowed, draws[blockIdx.x]);
-    if (threadIdx.x == 0) out[blockIdx.x] = token;
+// tokens [R]: of the rows of logits [R, V] that draws [N] name, what they draw; masks [M, words]: bits of the ids that may be
+// drawn. NO_TOKEN as in sample_row. V is at most 2^20. Grid: N.
+KERNEL_BOUNDS(sample, (RANK_THREADS, 2), const float* logits, const Draw* draws, const u32* masks, u32* tokens, u32 vocab,
+              u32 words) {
+    Draw draw = draws[blockIdx.x];
+    Row row{logits + u64{draw.row} * vocab, masks + u64{draw.mask} * words, vocab};
+    u32 token = sample_row(row, draw);
+    if (threadIdx.x == 0) tokens[draw.row] = token;
 }
 
-// Penalties and biases: changes [N], each of another logit of logits [T, V]; penalties [T].
-KERNEL(adjust_logits, float* logits, const Adjustment* changes, const Penalties* penalties, u32 vocab, u32 count) {
+// Penalties and biases: changes [N], each of another logit of logits [R, V]; penalties [R].
+KERNEL(adjust_logits, float* logits, Adjustment* changes, const Penalties* penalties, u32 vocab, u32 count) {
     u32 at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= count) return;
     Adjustment change = changes[at];
     float* logit = logits + u64{change.row} * vocab + change.id;
+    changes[at].before = *logit;
     *logit = adjusted(*logit, change, penalties[change.row]);
+}
+
+// The logits as they were before adjust_logits.
+KERNEL(restore_logits, float* logits, const Adjustment* changes, u32 vocab, u32 count) {
+    u32 at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at < count) logits[u64{changes[at].row} * vocab + changes[at].id] = changes[at].before;
 }

@@ -1,29 +1,25 @@
 // One draw from a row of logits, by a block: temperature, top-k, top-p, min-p, in this order.
-//
-// Candidates are ranked by a key of 64 bits: the higher logit, then the lower id. What a rule keeps are the keys from some
-// threshold on, which is found bit by bit, without sorting. Sums are in double precision and in a fixed order.
 #pragma once
 
-#include "math.cuh"
+#include "best.cuh"
 
-constexpr u32 SAMPLE_THREADS = 512;
-constexpr u32 NO_TOKEN = 0xffffffff;
-
-// What decides a row's draw.
+// What decides a draw.
 struct Draw {
     double u;            // in [0, 1)
+    u32 row, mask;       // of the logits, of the masks
     float temperature;   // 0: the best
     u32 top_k;           // 0: all
     float top_p;         // in (0, 1]
     float min_p;         // in [0, 1], relative to the best
 };
 
-// What changes one logit: whether the token occurred, how often it was generated, and what is added to it.
+// What changes one logit: whether the token occurred, how often it was generated, and what is added to it. `before`: what the
+// logit was, kept by adjust_logits for restore_logits.
 struct Adjustment {
     u32 row, id;
     u32 occurred;
     u32 generated;
-    float bias;
+    float bias, before;
 };
 
 // Penalties of a row.
@@ -33,8 +29,10 @@ struct Penalties {
     float frequency;    // taken off for each time
 };
 
-// The logit with penalties, then bias, kept within the range of f32: as unlikely, or as likely, as can be.
+// The logit with penalties, then bias, kept within the range of f32: as unlikely, or as likely, as can be. What is not finite
+// stays so.
 __device__ __forceinline__ float adjusted(float logit, const Adjustment& change, const Penalties& penalties) {
+    if (!(fabsf(logit) < INFINITY)) return logit;
     if (change.occurred) logit = logit > 0.0f ? logit / penalties.repetition : logit * penalties.repetition;
     if (change.generated > 0) {
         logit -= penalties.presence + penalties.frequency * static_cast<float>(change.generated);
@@ -43,126 +41,77 @@ __device__ __forceinline__ float adjusted(float logit, const Adjustment& change,
     return fminf(fmaxf(logit + change.bias, -MOST), MOST);
 }
 
-// A row: its logits, and for each the share of the probability, not normalised, the best one's being 1; 0 once it is out.
-struct Candidates {
-    const float* logits;
-    double* weights;
-    u32 vocab;
+// Which ids are left, and what they weigh.
+struct Kept {
+    Weights weights;
+    u64 floor, least;
+
+    __device__ __forceinline__ u64 weight(u32 id, float logit) const {
+        if (rank_key(logit, id) < floor) return 0;
+        u64 weight = weights.of(logit);
+        return weight < least ? 0 : weight;
+    }
 };
 
-// The place of a candidate: larger is better.
-__device__ __forceinline__ u64 rank_key(float logit, u32 id) {
-    u32 bits = __float_as_uint(logit == 0.0f ? 0.0f : logit);
-    u32 ordered = bits >> 31 ? ~bits : bits | 0x80000000;
-    return u64{ordered} << 32 | (0xffffffff - id);
+// The key of the last of the fewest best ids whose share of all weights is at least top_p. An id that weighs less than
+// (1 − top_p) / V is none of them, for all of these together weigh less than what may be left out: beyond, no distances are told
+// apart.
+__device__ __forceinline__ u64 last_of_share(const Row& row, const Kept& kept, Search& search, const Draw& draw) {
+    constexpr float MOST = 3.40282347e38f;
+    float furthest = FINENESS * logf(row.vocab / (1.0f - draw.top_p)) + 2.0f;
+    u32 last = min(BINS - 1, static_cast<u32>(furthest));
+    Narrowing narrowing{kept.weights.best, fminf(FINENESS / draw.temperature, MOST), last, kept.floor};
+    auto share = [&](u64 total) { return static_cast<u64>(ceil(draw.top_p * static_cast<double>(total))); };
+    return last_of_best(row, narrowing, search, [&](float logit) { return kept.weights.of(logit); }, share);
 }
 
-// The sum over the block's threads, in a fixed order; all get it. Begins and ends with a barrier.
-__device__ __forceinline__ double sum_threads(double value) {
-    SHARED(double, warps, [SAMPLE_THREADS / 32]);
-    for (int lanes = 16; lanes > 0; lanes /= 2) value += __shfl_xor_sync(0xffffffff, value, lanes);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-    __syncthreads();
-    double sum = 0.0;
-    for (u32 warp = 0; warp < SAMPLE_THREADS / 32; warp++) sum += warps[warp];
-    return sum;
-}
-
-// The sum of `measure(i)` over the candidates whose key is at least `threshold`.
-template <class Measure>
-__device__ __forceinline__ double sum_from(const Candidates& row, u64 threshold, Measure measure) {
-    double sum = 0.0;
-    for (u32 i = threadIdx.x; i < row.vocab; i += SAMPLE_THREADS) {
-        if (row.weights[i] > 0.0 && rank_key(row.logits[i], i) >= threshold) sum += measure(i);
-    }
-    return sum_threads(sum);
-}
-
-// Takes out all but the fewest best candidates whose `measure` adds up to `wanted`.
-template <class Measure>
-__device__ __forceinline__ void keep_best(const Candidates& row, double wanted, Measure measure) {
-    u64 threshold = 0;
-    for (int bit = 63; bit >= 0; bit--) {
-        u64 higher = threshold | u64{1} << bit;
-        if (sum_from(row, higher, measure) >= wanted) threshold = higher;
-    }
-    for (u32 i = threadIdx.x; i < row.vocab; i += SAMPLE_THREADS) {
-        if (rank_key(row.logits[i], i) < threshold) row.weights[i] = 0.0;
-    }
-    __syncthreads();
-}
-
-// The best key of the row: 0 where there is no candidate, all ones where a logit is no number.
-__device__ __forceinline__ u64 best_key(const Candidates& row, const u32* allowed) {
-    SHARED(u64, warps, [SAMPLE_THREADS / 32]);
-    u64 best = 0;
-    for (u32 i = threadIdx.x; i < row.vocab; i += SAMPLE_THREADS) {
-        float logit = row.logits[i];
-        bool candidate = (allowed == nullptr || allowed[i / 32] >> i % 32 & 1) && logit != -INFINITY;
-        u64 key = rank_key(logit, i);
-        if (!(logit < INFINITY)) best = ~u64{0};
-        else if (candidate) best = max(best, key);
-    }
-    for (int lanes = 16; lanes > 0; lanes /= 2) best = max(best, __shfl_xor_sync(0xffffffff, best, lanes));
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = best;
-    __syncthreads();
-    for (u32 warp = 0; warp < SAMPLE_THREADS / 32; warp++) best = max(best, warps[warp]);
-    return best;
-}
-
-__device__ __forceinline__ void weigh(const Candidates& row, const u32* allowed, float best, float temperature) {
-    for (u32 i = threadIdx.x; i < row.vocab; i += SAMPLE_THREADS) {
-        bool candidate = allowed == nullptr || allowed[i / 32] >> i % 32 & 1;
-        double distance = (static_cast<double>(row.logits[i]) - best) / temperature;
-        row.weights[i] = candidate ? exp(distance) : 0.0;
-    }
-    __syncthreads();
-}
-
-// The id at which the running sum of weights, ascending by id, passes the fraction u of all. A thread sums a stretch of ids.
-__device__ __forceinline__ u32 walk(const Candidates& row, double u) {
-    SHARED(double, stretches, [SAMPLE_THREADS]);
+// The id at which the running sum of weights, ascending by id, passes the fraction u of all.
+__device__ __forceinline__ u32 walk(const Row& row, const Kept& kept, double u) {
+    SHARED(u64, tiles, [RANK_THREADS]);
+    SHARED(Reached, reached, [1]);
     SHARED(u32, found, [1]);
-    u32 length = ceil_div(row.vocab, SAMPLE_THREADS);
-    u32 first = min(row.vocab, threadIdx.x * length), end = min(row.vocab, first + length);
-    double sum = 0.0;
-    for (u32 i = first; i < end; i++) sum += row.weights[i];
-    stretches[threadIdx.x] = sum;
+    tiles[threadIdx.x] = 0;
     __syncthreads();
-    if (threadIdx.x == 0) {
-        double total = 0.0, before = 0.0;
-        for (u32 at = 0; at < SAMPLE_THREADS; at++) total += stretches[at];
-        double wanted = u * total;
-        u32 at = 0;
-        while (at + 1 < SAMPLE_THREADS && before + stretches[at] <= wanted) before += stretches[at++];
-        u32 last = NO_TOKEN;
-        for (u32 i = min(row.vocab, at * length); i < row.vocab; i++) {
-            if (row.weights[i] == 0.0) continue;
-            last = i;
-            before += row.weights[i];
-            if (before > wanted) break;
-        }
-        found[0] = last;
-    }
+    for_tiles(row, [&](u32 tile, const Four& four) {
+        u64 sum = 0;
+        for_allowed(four, [&](u32 id, float logit) { sum += kept.weight(id, logit); });
+        if (!__any_sync(0xffffffff, sum > 0)) return;
+        sum = warp_sum(sum);
+        if (threadIdx.x % 32 == 0) atomicAdd(&tiles[tile], sum);
+    });
+    __syncthreads();
+    u64 own = tiles[threadIdx.x], total;
+    u64 before = sum_before(own, total);
+    u64 wanted = min(static_cast<u64>(u * static_cast<double>(total)), total - 1);
+    if (before <= wanted && wanted < before + own) reached[0] = {threadIdx.x, before};
+    __syncthreads();
+    Four four = load_four(row, reached[0].bin * TILE + threadIdx.x * 4);
+    own = 0;
+    for_allowed(four, [&](u32 id, float logit) { own += kept.weight(id, logit); });
+    before = reached[0].before + sum_before(own, total);
+    for_allowed(four, [&](u32 id, float logit) {
+        u64 weight = kept.weight(id, logit);
+        if (before <= wanted && wanted < before + weight) found[0] = id;
+        before += weight;
+    });
     __syncthreads();
     return found[0];
 }
 
-// The token of a row; NO_TOKEN where a logit is no number or nothing may be drawn. allowed [ceil(V / 32)]: bits of the ids
-// that may be drawn, or null; a logit of −∞ may not be drawn either.
-__device__ __forceinline__ u32 sample_row(const Candidates& row, const u32* allowed, const Draw& draw) {
-    u64 best = best_key(row, allowed);
-    if (best == 0 || best == ~u64{0}) return NO_TOKEN;
-    u32 id = 0xffffffff - static_cast<u32>(best);
-    if (draw.temperature == 0.0f) return id;
-    weigh(row, allowed, row.logits[id], draw.temperature);
-    auto weight = [&](u32 i) { return row.weights[i]; };
-    if (draw.top_k > 0 && draw.top_k < row.vocab) keep_best(row, draw.top_k, [](u32) { return 1.0; });
-    if (draw.top_p < 1.0f) keep_best(row, draw.top_p * sum_from(row, 0, weight), weight);
-    for (u32 i = threadIdx.x; i < row.vocab; i += SAMPLE_THREADS) {
-        if (row.weights[i] < static_cast<double>(draw.min_p)) row.weights[i] = 0.0;
+// The token of a row; NO_TOKEN where a logit is not finite or nothing may be drawn.
+__device__ __forceinline__ u32 sample_row(const Row& row, const Draw& draw) {
+    u64 best = best_key(row);
+    if (best == 0 || best == BROKEN) return NO_TOKEN;
+    if (draw.temperature == 0.0f) return id_of(best);
+    float highest = logit_of(best);
+    SHARED(Search, search, [1]);
+    Kept kept{Weights(highest, draw.temperature, row.vocab), 0, 1};
+    if (draw.top_k > 0 && draw.top_k < row.vocab) {
+        kept.floor = last_of_count(row, highest, search[0], draw.top_k);
     }
-    __syncthreads();
-    return walk(row, draw.u);
+    if (draw.top_p < 1.0f) {
+        kept.floor = max(kept.floor, last_of_share(row, kept, search[0], draw));
+    }
+    kept.least = max(u64{1}, static_cast<u64>(ceil(draw.min_p * kept.weights.one)));
+    return walk(row, kept, draw.u);
 }

@@ -33,6 +33,13 @@ __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_float(e4m3 x) { return static_cast<float>(x); }
 
+#ifdef __CUDACC__
+// CUDA has it for another type of the same size.
+__device__ __forceinline__ u64 atomicAdd(u64* at, u64 value) {
+    return ::atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+}
+#endif
+
 // To nearest, ties to even.
 __device__ __forceinline__ bf16 to_bf16(float x) { return __float2bfloat16_rn(x); }
 // The value that x has once it went through bf16.

@@ -4,7 +4,7 @@
 //! an operation says so. Every output element is accumulated in an order fixed by its own coordinates: never by the number
 //! of rows.
 
-use crate::{Dtype, KernelError, RotaryTable, StepRows, Weight};
+use crate::{Dtype, FoundToken, KernelError, RotaryTable, StepRows, TokenAsk, Weight};
 
 /// A SwiGLU block: `down( silu(gate·x) ⊙ (up·x) )`.
 #[derive(Debug)]
@@ -78,7 +78,8 @@ pub struct ExpertRows<'a, M> {
 ///
 /// A device may have memory of its own and work that is queued. What is loaded stays there; operations take and leave
 /// buffers there, and make their output as long as it has to be. Values come back to the host by [`Device::read`],
-/// [`Device::take`] and [`Device::grouped_ffn`] alone: these wait for what was queued before them, and say so if any of
+/// [`Device::take`], [`Device::grouped_ffn`] and [`Device::find_tokens`] alone: these wait for what was queued before them,
+/// and say so if any of
 /// it failed. A device that has failed once has failed for good; its operations then do nothing.
 ///
 /// Inputs have the sizes in their comments (`T` rows); anything else is a bug of the caller and panics.
@@ -204,6 +205,8 @@ pub trait Device: Send + Sync + 'static {
         sums: &mut [f32],
     ) -> Result<(), KernelError>;
 
+    /// Lets the bits of [`Device::linear`] and [`Device::ffn`] depend on the number of rows from now on, where that is faster.
+    fn relax(&self) {}
     /// Whether there is [`Device::mla_expanded`]; without it no span is to be expanded.
     fn expands(&self) -> bool {
         false
@@ -258,5 +261,28 @@ pub trait Device: Send + Sync + 'static {
         out: &mut Self::Buffer,
     ) {
         let _ = (mla, batch, cache, q, kv_b, out);
+    }
+
+    /// Whether there is [`Device::find_tokens`] for rows of `vocab` logits; without it, the host is to read the logits.
+    fn finds_tokens(&self, vocab: usize) -> bool {
+        let _ = vocab;
+        false
+    }
+    /// The token of each row of `logits [R, V]`, which stay as they are. `mask`: bits of the ids that may be drawn, that of id
+    /// `i` in word `i / 64`. Logprobs are the model's own; sums are such that bits do not depend on the other rows.
+    ///
+    /// `None`: a logit is not finite, no token may be drawn, or more is asked for than the device gives. The logits then have to
+    /// be read to know which.
+    ///
+    /// # Errors
+    /// When the device has failed.
+    fn find_tokens(
+        &self,
+        logits: &mut Self::Buffer,
+        mask: &[u64],
+        asks: &[TokenAsk<'_>],
+    ) -> Result<Vec<Option<FoundToken>>, KernelError> {
+        let _ = (logits, mask);
+        Ok(vec![None; asks.len()])
     }
 }

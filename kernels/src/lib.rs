@@ -20,6 +20,7 @@ mod rotary;
 mod scratch;
 mod step;
 mod tasks;
+mod tokens;
 mod weight;
 
 pub use cpu::{Cpu, CpuRates, Isa};
@@ -30,6 +31,7 @@ pub use rates::RateProbe;
 pub use reference::Reference;
 pub use rotary::RotaryTable;
 pub use step::{RowSpan, StepRows};
+pub use tokens::{Drawing, FoundToken, LogitChange, TokenAsk, TokenSource};
 pub use weight::Weight;
 
 /// What can go wrong when a device is made, a weight is loaded or results are read.

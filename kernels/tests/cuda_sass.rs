@@ -87,7 +87,18 @@ fn expected() -> Vec<Expected> {
         registers: 128,
     };
     let attention = [attention("HGMMA.64x64x16.F32.BF16", 36), attention("HGMMA.64x256x16.F32.BF16", 8)];
-    grouped.chain([heads]).chain(attention).chain([rate]).collect()
+    let expanded = |product: &str, products| Expected {
+        kernel: "sm90_mla_expanded".to_owned(),
+        product: product.to_owned(),
+        products,
+        loads: &["2D"],
+        threads: 384,
+        blocks: 1,
+        shared: 213_064,
+        registers: 168,
+    };
+    let expanded = [expanded("HGMMA.64x64x16.F32.BF16", 12), expanded("HGMMA.64x128x16.F32.BF16", 4)];
+    grouped.chain([heads]).chain(attention).chain(expanded).chain([rate]).collect()
 }
 
 /// The folder of the compiler, if there is one.
@@ -147,6 +158,7 @@ fn compile(tools: &Path) -> Code {
         "sm90_grouped_heads",
         "sm90_grouped_linear_fp8",
         "sm90_mla_splits",
+        "sm90_mla_expanded",
         "sm90_products_rate",
     ];
     for name in names {

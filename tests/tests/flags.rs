@@ -51,7 +51,7 @@ fn what_contradicts_the_model_the_device_or_the_machine_is_refused_by_its_flag()
     let nobody = "--etcd 127.0.0.1:1 --grpc 127.0.0.1:0";
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml").display().to_string();
     let no_exact = "conclave: --no-exact: device reference-1 has no attention over expanded keys and values; leave --no-exact \
-                    out, or compute with --device cpu";
+                    out, or compute with --device cpu or cuda";
     let context = "conclave: --context: found 4097, expected 1 to the model's 4096";
     for (command, expected) in [
         (format!("serve {ports} --no-exact --device reference"), no_exact.to_owned()),

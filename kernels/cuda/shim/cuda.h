@@ -129,3 +129,6 @@ template <class A>
 A min(A a, A b) { return b < a ? b : a; }
 template <class A>
 A max(A a, A b) { return a < b ? b : a; }
+// Fibres change over only where one waits.
+template <class A>
+A atomicAdd(A* at, A value) { return std::exchange(*at, *at + value); }

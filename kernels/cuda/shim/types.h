@@ -38,6 +38,12 @@ inline uint32_t __float_as_uint(float value) {
     return bits;
 }
 
+inline double __longlong_as_double(long long bits) {
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 // The upper half of an IEEE single.
 struct __nv_bfloat16 {
     uint16_t bits;

@@ -7,12 +7,12 @@
 #pragma once
 
 #include "mla_tiles.cuh"
+#include "softmax.cuh"
 
 namespace conclave::sm90 {
 
-constexpr float MINUS_INFINITY = -INFINITY, LOG2_E = 1.44269504f;
-/// Registers of a product [64, 64] and of one [64, 256].
-constexpr u32 SCORES = 32, SUMS = 128;
+/// Registers of a product [64, 256].
+constexpr u32 SUMS = 128;
 
 /// A thread's two rows of an item: which they are, and the keys that they see (none where there is no such row).
 struct QueryRows {
@@ -25,12 +25,6 @@ struct QueryRows {
             keys[half] = row[half] < item.rows ? mla.keys[(item.first + row[half]) / mla.heads] : 0;
         }
     }
-};
-
-/// A row's running maximum of scores as they come from the product, and the thread's share of the sum of its weights.
-struct Softmax {
-    float max[2] = {MINUS_INFINITY, MINUS_INFINITY};
-    float sum[2] = {0.0f, 0.0f};
 };
 
 /// Scores of one page: `s [64, 64] = q [64, 576] · keys [64, 576]ᵀ`, in ascending order of the elements.
@@ -53,43 +47,12 @@ __device__ __forceinline__ void multiply_keys(const MlaMemory& memory, const Rin
     product_pin(s);
 }
 
-/// The largest of one row's scores of a page, over the four lanes that hold it.
-__device__ __forceinline__ float largest(const float (&s)[SCORES], u32 half) {
-    float max = MINUS_INFINITY;
-#pragma unroll
-    for (u32 i = 0; i < SCORES; i += 4) max = fmaxf(max, fmaxf(s[i + 2 * half], s[i + 2 * half + 1]));
-    max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, 1));
-    return fmaxf(max, __shfl_xor_sync(0xffffffff, max, 2));
-}
-
 /// Scores of keys that a row does not see become minus infinity, whatever lies in their slots.
 __device__ __forceinline__ void mask(const QueryRows& rows, u32 page, float (&s)[SCORES]) {
 #pragma unroll
     for (u32 i = 0; i < SCORES; ++i) {
         u32 position = page * PAGE + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
         if (position >= rows.keys[i / 2 % 2]) s[i] = MINUS_INFINITY;
-    }
-}
-
-/// Makes rounded weights of a page's scores, as left operands of four products, and the factors of the sums so far.
-__device__ __forceinline__ void weigh(
-    const float (&s)[SCORES], float scale, Softmax& softmax, u32 (&weights)[4][4], float (&factors)[2]) {
-#pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-        float max = fmaxf(softmax.max[half], largest(s, half));
-        float base = max == MINUS_INFINITY ? 0.0f : max * scale;
-        factors[half] = power_of_two(softmax.max[half] * scale - base);
-        softmax.max[half] = max;
-        float sum = 0.0f;
-#pragma unroll
-        for (u32 i = 0; i < SCORES; i += 4) {
-            float low = power_of_two(fmaf(s[i + 2 * half], scale, -base));
-            float high = power_of_two(fmaf(s[i + 2 * half + 1], scale, -base));
-            u32 pair = pack_bf16(low, high);
-            sum += __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000);
-            weights[i / 8][i / 4 % 2 * 2 + half] = pair;
-        }
-        softmax.sum[half] = fmaf(softmax.sum[half], factors[half], sum);
     }
 }
 
@@ -114,17 +77,6 @@ __device__ __forceinline__ void zero_values(const MlaMemory& memory, u32 stage, 
         u32 row = first + at / PIECES % (PAGE - first), column = at / PIECES / (PAGE - first);
         *reinterpret_cast<uint4*>(memory.keys(stage, column) + row * ROW + at % PIECES * 16) = make_uint4(0, 0, 0, 0);
     }
-}
-
-/// Multiplies sums by the factors of their rows.
-__device__ __forceinline__ void rescale(const float (&factors)[2], float (&sums)[SUMS]) {
-#pragma unroll
-    for (u32 i = 0; i < SUMS; ++i) sums[i] *= factors[i / 2 % 2];
-}
-
-/// Gives a barrier this warp's arrival.
-__device__ __forceinline__ void arrive_warp(Barrier* barrier) {
-    if (threadIdx.x % WARP == 0) barrier_arrive(barrier);
 }
 
 /// Where the result of a row begins, or null if its split has no keys.

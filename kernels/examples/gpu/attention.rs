@@ -1,4 +1,4 @@
-//! Latent attention: splits, then their merge.
+//! Latent attention: splits, then their merge; and what takes their place under `--no-exact`.
 
 use conclave_kernels::cuda::{
     CudaError, Driver, Element,
@@ -7,6 +7,7 @@ use conclave_kernels::cuda::{
 };
 
 use crate::{
+    expanded,
     numbers::Picks,
     runner::{Distance, Error, Found, Runner, Stop, Work},
     sizes::Queries,
@@ -45,6 +46,9 @@ pub(crate) fn measure<D: Driver>(runner: &mut Runner<D>) {
         let name = format!("{heads} heads, {sequences} x {rows} of {context}");
         runner.case(&format!("{name}, splits"), |runner| attention.time_splits(runner));
         runner.case(&format!("{name}, merge"), |runner| attention.time_merge(runner));
+        if sequences == 1 && rows > 1 {
+            runner.case(&format!("{name}, expanded"), |runner| expanded::time(runner, queries));
+        }
     }
 }
 

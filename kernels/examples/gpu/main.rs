@@ -12,6 +12,7 @@
 mod attention;
 mod bits;
 mod card;
+mod expanded;
 mod grouped;
 #[cfg(feature = "cuda")]
 mod library;

@@ -1,10 +1,10 @@
 //! What is done row by row, or head by head, by the plain kernels; and rounding to FP8.
 
 use conclave_kernels::cuda::{
-    CudaError, Driver,
+    Driver,
     plain::{
-        Argmax, Draw, GateSelect, METHOD_GROUP_LIMITED_GREEDY, MlaQueries, MlaValues, RULE_SCALED, RmsNorm,
-        SCORING_SOFTMAX, Sample, WriteLatents,
+        Draw, GateSelect, Likely, METHOD_GROUP_LIMITED_GREEDY, MlaQueries, MlaValues, RULE_SCALED, RmsNorm, RowScore,
+        SCORING_SOFTMAX, Sample, Score, Scored, WriteLatents,
     },
     sm90::Quantize,
 };
@@ -24,7 +24,9 @@ const EPS: f32 = 1e-6;
 /// Most rows of products a head: rows times heads.
 const QUERIES: usize = 65_536;
 /// Most rows that draw a token.
-const DRAWS: usize = 128;
+const DRAWS: usize = 256;
+/// Likely tokens that are asked for of a row.
+const LIKELY: u32 = 20;
 const CHECKED: usize = 64;
 
 /// Times of all of them.
@@ -43,14 +45,20 @@ pub(crate) fn measure<D: Driver>(runner: &mut Runner<D>) {
             runner.case(&format!("mla_queries, {rows} rows, {heads} heads"), |runner| queries(runner, rows, heads));
             runner.case(&format!("mla_values, {rows} rows, {heads} heads"), |runner| values(runner, rows, heads));
         }
-        if rows <= DRAWS {
-            runner.case(&format!("argmax, {rows} rows"), |runner| argmax(runner, rows));
-            let draw = Draw { u: 0.37, temperature: 0.7, top_k: 0, top_p: 1.0, min_p: 0.0 };
-            runner.case(&format!("sample, {rows} rows"), |runner| sample(runner, rows, draw));
-            let draw = Draw { top_k: 50, top_p: 0.9, ..draw };
-            runner.case(&format!("sample, top-k and top-p, {rows} rows"), |runner| sample(runner, rows, draw));
-        }
+        tokens(runner, rows.min(DRAWS));
     }
+}
+
+/// Draws by each kind of settings, and scores.
+fn tokens<D: Driver>(runner: &mut Runner<D>, rows: usize) {
+    let greedy = Draw { u: 0.37, row: 0, mask: 0, temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0 };
+    let all = Draw { temperature: 0.7, ..greedy };
+    let nucleus = Draw { top_p: 0.9, ..all };
+    let both = Draw { top_k: 50, ..nucleus };
+    for (what, draw) in [("greedy", greedy), ("of all", all), ("top-p", nucleus), ("top-k, top-p", both)] {
+        runner.case(&format!("sample {what}, {rows} rows"), |runner| sample(runner, rows, draw));
+    }
+    runner.case(&format!("score, {rows} rows"), |runner| score(runner, rows));
 }
 
 fn found(samples: Vec<f64>, bytes: usize, distance: &Distance, limit: f64) -> Found {
@@ -230,28 +238,50 @@ impl Heads {
     }
 }
 
-fn argmax<D: Driver>(runner: &Runner<D>, rows: usize) -> Result<Found, Stop> {
-    let vocab = runner.sizes.vocab;
-    let logits = runner.f32()?.window(0, rows * vocab)?;
-    let out = runner.out(rows * 4)?.address;
-    let samples =
-        runner.time(|| Argmax { logits, out, vocab: vocab as u32, rows: rows as u32 }.launch(runner.driver()))?;
-    drawn(runner, samples, rows, |logits| {
-        (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a))).unwrap_or(0)
-    })
-}
-
 fn sample<D: Driver>(runner: &Runner<D>, rows: usize, draw: Draw) -> Result<Found, Stop> {
     let vocab = runner.sizes.vocab;
     let logits = runner.f32()?.window(0, rows * vocab)?;
-    let (draws, weights) = (runner.upload(&vec![draw; rows])?, runner.driver().allocate(rows * vocab * 8)?);
-    let (draws, weights) = (runner.at(&draws), (runner.at(&weights), weights));
-    let out = runner.out(rows * 4)?.address;
-    let (rows32, vocab32) = (rows as u32, vocab as u32);
-    let kernel = Sample { logits, allowed: 0, draws, weights: weights.0, out, vocab: vocab32, rows: rows32 };
-    let launch = || -> Result<(), CudaError> { kernel.launch(runner.driver()) };
-    let samples = runner.time(launch)?;
+    let draws: Vec<Draw> = (0..rows as u32).map(|row| Draw { row, ..draw }).collect();
+    let words = vocab.div_ceil(32);
+    let (draws, masks) = (runner.upload(&draws)?, runner.upload(&vec![u32::MAX; words])?);
+    let kernel = Sample {
+        logits,
+        draws: runner.at(&draws),
+        masks: runner.at(&masks),
+        tokens: runner.out(rows * 4)?.address,
+        vocab: vocab as u32,
+        words: words as u32,
+        draw_count: rows as u32,
+    };
+    let samples = runner.time(|| kernel.launch(runner.driver()))?;
     drawn(runner, samples, rows, |logits| expected_draw(logits, &draw))
+}
+
+/// The sum of each row's softmax and its best tokens.
+fn score<D: Driver>(runner: &Runner<D>, rows: usize) -> Result<Found, Stop> {
+    let (vocab, bytes) = (runner.sizes.vocab, size_of::<RowScore>());
+    let logits = runner.f32()?.window(0, rows * vocab)?;
+    let asked: Vec<Scored> = (0..rows as u32).map(|row| Scored { row, top: LIKELY }).collect();
+    let (asked, tokens) = (runner.upload(&asked)?, runner.upload(&vec![0u32; rows])?);
+    let out = runner.out(rows * (bytes + LIKELY as usize * size_of::<Likely>()))?.address;
+    let kernel = Score {
+        logits,
+        asked: runner.at(&asked),
+        tokens: runner.at(&tokens),
+        out,
+        likely: out + (rows * bytes) as u64,
+        vocab: vocab as u32,
+        pitch: LIKELY,
+        rows: rows as u32,
+    };
+    let samples = runner.time(|| kernel.launch(runner.driver()))?;
+    let row = Picks::new(8).below(rows);
+    let logits = runner.f32()?.values(row * vocab, vocab);
+    let best = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let found = runner.results::<f64>(row * bytes / size_of::<f64>(), 1)?[0];
+    let mut distance = Distance::default();
+    distance.add(found, logits.iter().map(|logit| (logit - best).exp()).sum());
+    Ok(self::found(samples, rows * vocab * 4, &distance, 1e-9))
 }
 
 /// By definition: the share of each candidate, of the best `top_k`, of the fewest of these that add up to `top_p`.
@@ -259,6 +289,9 @@ fn expected_draw(logits: &[f64], draw: &Draw) -> usize {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
     let best = logits[order[0]];
+    if draw.temperature == 0.0 {
+        return order[0];
+    }
     let weight = |id: &usize| ((logits[*id] - best) / f64::from(draw.temperature)).exp();
     if draw.top_k > 0 {
         order.truncate(draw.top_k as usize);

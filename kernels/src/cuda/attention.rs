@@ -54,8 +54,13 @@ impl<M> CudaCache<M> {
         Ok(Self { _memory: memory, address, layer_bytes, maps: fast.then_some(address + at as u64) })
     }
 
-    fn layer(&self, layer: usize) -> Address {
+    pub(super) fn layer(&self, layer: usize) -> Address {
         self.address + (layer * self.layer_bytes) as u64
+    }
+
+    /// The tensor map of a layer, where the kernels for sm_90a attend over it.
+    pub(super) fn map(&self, layer: usize) -> Option<Address> {
+        self.maps.map(|maps| maps + (layer * MAP) as u64)
     }
 
     /// Whether the kernels for sm_90a attend over it.
@@ -83,9 +88,9 @@ impl<M: Send + Sync + 'static> Queries<'_, M> {
         out: &mut CudaBuffer<M>,
     ) -> Result<(), CudaError> {
         let shape = &self.mla.shape;
-        let rows = self.batch.rows();
-        assert_eq!((self.q.length, self.uk.count), (rows * shape.heads * (shape.nope + shape.rope), shape.heads));
-        let length = rows * shape.heads * shape.cached();
+        let (all, rows) = (self.batch.rows(), self.batch.absorbed());
+        assert_eq!((self.q.length, self.uk.count), (all * shape.heads * (shape.nope + shape.rope), shape.heads));
+        let length = all * shape.heads * shape.cached();
         let Some(tiles) = self.uk.tiles else {
             return self.plain(driver, out.fit(driver, length)?);
         };
@@ -103,7 +108,7 @@ impl<M: Send + Sync + 'static> Queries<'_, M> {
             sin: self.mla.rotary.sin,
             positions: self.batch.positions,
             out,
-            rows: self.batch.rows() as u32,
+            rows: self.batch.absorbed() as u32,
             nope: nope as u32,
             rope: rope as u32,
             latent: latent as u32,
@@ -124,7 +129,7 @@ impl<M: Send + Sync + 'static> Queries<'_, M> {
             nope: nope as u32,
             rope: rope as u32,
             latent: latent as u32,
-            rows: self.batch.rows() as u32,
+            rows: self.batch.absorbed() as u32,
             heads: heads as u32,
         }
         .launch(driver)
@@ -176,19 +181,18 @@ impl<M: Send + Sync + 'static> Attention<'_, M> {
         let MlaShape { heads, latent, .. } = self.mla.shape;
         let rows = self.batch.rows();
         assert_eq!(self.q.length, rows * heads * self.mla.shape.cached(), "rows of attention");
-        if rows == 0 {
-            return out.fit(driver, 0).map(drop);
-        }
-        let Some(maps) = self.cache.maps else {
+        let Some(cache) = self.cache.map(self.layer) else {
             let out = out.fit(driver, rows * heads * latent)?;
             let mut passes = self.batch.passes(heads, latent).into_iter();
             return passes.try_for_each(|pass| self.plain(driver, &pass, partials, out));
         };
         let out = out.fit_bf16(driver, rows * heads * latent)?.address(driver)?;
+        if self.batch.absorbed() == 0 {
+            return Ok(());
+        }
         let mut q = self.q.bf16(driver)?;
         let q = q.bf16.map(driver, View::Queries(self.mla.shape.cached()))?;
         let work = self.batch.work(driver, heads)?;
-        let cache = maps + (self.layer * MAP) as u64;
         work.passes.iter().try_for_each(|pass| {
             let parts = self.parts(driver, pass, partials)?;
             self.sm90(driver, pass, (q, cache, work.items), parts)?;
@@ -296,6 +300,7 @@ fn skip(address: Address, pass: &Pass, row_bytes: usize) -> Address {
 pub(super) fn values<D: Driver>(
     driver: &D,
     shape: &MlaShape,
+    absorbed: usize,
     (o_lat, uv): (&CudaBuffer<D::Memory>, &CudaMatrix<D::Memory>),
     out: &mut CudaBuffer<D::Memory>,
 ) -> Result<(), CudaError> {
@@ -306,13 +311,13 @@ pub(super) fn values<D: Driver>(
     if let Some(tiles) = uv.tiles {
         let out = out.fit_bf16(driver, length)?.address(driver)?;
         let mut o_lat = o_lat.bf16(driver)?;
-        return products::heads(driver, &mut o_lat.bf16, rows, (uv, tiles), (out, value));
+        return products::heads(driver, &mut o_lat.bf16, absorbed, (uv, tiles), (out, value));
     }
     MlaValues {
         o_lat: o_lat.f32(driver)?,
         uv: uv.address,
         out: out.fit(driver, length)?,
-        rows: rows as u32,
+        rows: absorbed as u32,
         latent: latent as u32,
         value: value as u32,
         heads: heads as u32,

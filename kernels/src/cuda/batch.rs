@@ -45,8 +45,21 @@ pub struct CudaBatch<M> {
 struct Host {
     /// The positions that each row sees.
     seen: Vec<u32>,
-    /// The rows of each sequence.
+    /// The rows of each sequence; none where keys and values are expanded, of which rows see nothing here.
     spans: Vec<Range<usize>>,
+    /// Rows up to the last whose queries are absorbed.
+    absorbed: usize,
+    expanded: Vec<ExpandedSpan>,
+}
+
+/// The rows of a sequence for which keys and values are expanded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ExpandedSpan {
+    pub(super) rows: Range<usize>,
+    /// Of the first row.
+    pub(super) position: usize,
+    /// u32: cache blocks of the sequence
+    pub(super) blocks: Address,
 }
 
 /// The work of attention on sm_90a, for some number of heads.
@@ -92,6 +105,15 @@ impl<M> CudaBatch<M> {
         self.host.seen.len()
     }
 
+    /// Rows up to the last whose queries are absorbed: what is computed for expanded spans before it means nothing.
+    pub(super) fn absorbed(&self) -> usize {
+        self.host.absorbed
+    }
+
+    pub(super) fn expanded(&self) -> &[ExpandedSpan] {
+        &self.host.expanded
+    }
+
     /// Takes rows over; with the work of attention on sm_90a, where it is known for how many heads.
     pub(super) fn load<D: Driver<Memory = M>>(
         &mut self,
@@ -101,9 +123,7 @@ impl<M> CudaBatch<M> {
     ) -> Result<(), CudaError> {
         let spans = || rows.spans.iter().enumerate();
         let sequences: Vec<u32> = spans().flat_map(|(index, span)| vec![index as u32; span.rows]).collect();
-        self.host.seen.clear();
-        self.host.seen.extend(rows.positions.iter().map(|position| position + 1));
-        self.host.spans = rows.spans.iter().map(|span| span.first_row..span.first_row + span.rows).collect();
+        self.host = Host::new(rows);
         let mut blocks = Vec::new();
         let first_block: Vec<u32> = spans()
             .map(|(_, span)| {
@@ -132,6 +152,10 @@ impl<M> CudaBatch<M> {
             next += table.len() as u64;
             address
         });
+        let [.., blocks] = addresses;
+        for (span, first) in self.host.expanded.iter_mut().zip(spans().filter(|(_, span)| span.expanded)) {
+            span.blocks = blocks + u64::from(first_block[first.0]) * size_of::<u32>() as u64;
+        }
         let work = self.work.get_mut().unwrap_or_else(PoisonError::into_inner);
         [
             work.items,
@@ -167,11 +191,27 @@ impl<M> CudaBatch<M> {
 
     /// The passes of attention where rows may be parted anywhere.
     pub(super) fn passes(&self, heads: usize, latent: usize) -> Vec<Pass> {
-        self.host.passes((0..self.rows()).map(|row| (row..row + 1, 0)), heads, latent)
+        self.host.passes((0..self.absorbed()).map(|row| (row..row + 1, 0)), heads, latent)
     }
 }
 
 impl Host {
+    fn new(rows: &StepRows) -> Self {
+        let mut host = Self { seen: rows.positions.iter().map(|position| position + 1).collect(), ..Self::default() };
+        for span in &rows.spans {
+            let of_span = span.first_row..span.first_row + span.rows;
+            if span.expanded {
+                host.seen[of_span.clone()].fill(0);
+                host.spans.push(of_span.start..of_span.start);
+                host.expanded.push(ExpandedSpan { rows: of_span, position: span.first_position, blocks: 0 });
+            } else {
+                host.absorbed = of_span.end;
+                host.spans.push(of_span);
+            }
+        }
+        host
+    }
+
     fn splits(&self, rows: Range<usize>) -> usize {
         self.seen[rows].iter().max().map_or(1, |keys| keys.div_ceil(SPLIT)) as usize
     }
@@ -194,7 +234,7 @@ impl Host {
 
     /// Puts neighbouring rows and their items together while their reduced splits are not too many.
     fn passes(&self, parts: impl Iterator<Item = (Range<usize>, usize)>, heads: usize, latent: usize) -> Vec<Pass> {
-        let most = self.splits(0..self.seen.len()) * heads * (latent + 2);
+        let most = self.splits(0..self.seen.len()).max(1) * heads * (latent + 2);
         let at_once = (PARTIALS / most).max(1);
         let mut passes: Vec<Pass> = Vec::new();
         for (rows, items) in parts {
@@ -243,6 +283,22 @@ mod tests {
         assert_eq!(passes.iter().map(|pass| pass.rows.clone()).collect::<Vec<_>>(), [0..6, 6..10]);
         assert_eq!((passes[0].items.clone(), passes[1].items.clone()), (0..1920, 1920..3200));
         assert_eq!(items[1920].first, 6 * 128);
+    }
+
+    #[test]
+    fn expanded_spans_have_no_work_of_absorbed_ones() {
+        let mut rows = StepRows::default();
+        for (count, first, blocks) in [(2, 9, &[4][..]), (171, 0, &[0, 1, 2]), (1, 3, &[5]), (200, 0, &[6, 7, 8, 9])] {
+            rows.push(&vec![0; count], first, blocks, 64);
+        }
+        rows.expand();
+        let host = Host::new(&rows);
+        assert_eq!((host.absorbed, &host.seen[..3], host.seen[173]), (174, &[10, 11, 0][..], 4));
+        let spans = host.expanded.iter().map(|span| (span.rows.clone(), span.position)).collect::<Vec<_>>();
+        assert_eq!(spans, [(2..173, 0), (174..374, 0)]);
+        let (items, passes) = host.work(16, 512);
+        assert_eq!(items.iter().map(|item| (item.first, item.sequence)).collect::<Vec<_>>(), [(0, 0), (173 * 16, 2)]);
+        assert_eq!(passes, [Pass { rows: 0..174, splits: 1, items: 0..2 }]);
     }
 
     #[test]

@@ -141,6 +141,14 @@ impl<M> CudaBuffer<M> {
         Ok(address)
     }
 
+    /// The same in the form in which they were written last.
+    pub(super) fn change_as_it_is<D: Driver<Memory = M>>(&mut self, driver: &D) -> Result<(Address, Dtype), CudaError> {
+        match self.forms() {
+            Forms { has: Has::Bf16, bf16, .. } => Ok((bf16.address(driver)?, Dtype::Bf16)),
+            _ => Ok((self.change(driver)?, Dtype::F32)),
+        }
+    }
+
     /// Where its values lie in f32.
     pub(super) fn f32<D: Driver<Memory = M>>(&self, driver: &D) -> Result<Address, CudaError> {
         let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Mutex, OnceLock, PoisonError,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use super::{
@@ -10,14 +10,18 @@ use super::{
     attention::{self, Attention, CudaCache, Queries},
     batch::CudaBatch,
     buffers::{CudaBuffer, Growing},
+    expanded::{self, Expanded},
     experts::Experts,
     operand::Operand,
-    plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, RmsNorm},
+    plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, MOST_LOGITS, RmsNorm},
     products::{self, Block},
-    sm90,
+    sm90, tokens,
     weights::{CudaMatrix, CudaRotary},
 };
-use crate::{Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, StepRows, Weight};
+use crate::{
+    Device, Dtype, ExpertRows, Ffn, FoundToken, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, StepRows,
+    TokenAsk, Weight,
+};
 
 /// A GPU, or the shim, as a device.
 ///
@@ -32,9 +36,14 @@ pub struct Cuda<D: Driver> {
     /// lock of any buffer.
     scratch: Mutex<Scratch<D::Memory>>,
     experts: Mutex<Experts<D::Memory>>,
+    /// Of expanded spans.
+    expanded: Mutex<expanded::Working<D::Memory>>,
+    /// Tables of tokens to be found, and those found.
+    tokens: Mutex<Growing<D::Memory>>,
     /// Heads of the cache made last that the kernels for sm_90a attend over; 0: none was made. A step's work for so many comes
     /// with its rows.
     heads: AtomicUsize,
+    relaxed: AtomicBool,
 }
 
 /// What a dispatch point needs, on its way to the host.
@@ -60,7 +69,22 @@ impl<D: Driver> Cuda<D> {
     pub fn new(driver: D) -> Self {
         let scratch = Scratch { memory: Growing::default(), operand: Operand::default() };
         let (scratch, heads) = (Mutex::new(scratch), AtomicUsize::new(0));
-        Self { driver, failure: OnceLock::new(), scratch, experts: Mutex::default(), heads }
+        let (experts, expanded, tokens) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Self {
+            driver,
+            failure: OnceLock::new(),
+            scratch,
+            experts,
+            expanded,
+            tokens,
+            heads,
+            relaxed: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether bits must not depend on how rows come together.
+    fn exact(&self) -> bool {
+        !self.relaxed.load(Ordering::Relaxed)
     }
 
     /// What it runs on.
@@ -253,7 +277,7 @@ impl<D: Driver> Device for Cuda<D> {
         self.queue(|driver| {
             let rows = rows(x, w.cols);
             let y = y.fit(driver, rows * w.rows)?;
-            products::linear(driver, &mut x.bf16(driver)?.bf16, rows, w, y)
+            products::linear(driver, self.exact(), &mut x.bf16(driver)?.bf16, rows, w, y)
         });
     }
 
@@ -269,7 +293,7 @@ impl<D: Driver> Device for Cuda<D> {
     fn ffn(&self, x: &Buffer<D>, ffn: &Ffn<Matrix<D>>, y: &mut Buffer<D>) {
         self.queue_with(|driver, scratch| {
             let rows = rows(x, ffn.gate.cols);
-            let block = Block { ffn, rows, y: y.fit(driver, rows * ffn.down.rows)? };
+            let block = Block { ffn, rows, y: y.fit(driver, rows * ffn.down.rows)?, exact: self.exact() };
             block.run(driver, &mut x.bf16(driver)?.bf16, &mut scratch.operand, &mut scratch.memory)
         });
     }
@@ -321,11 +345,49 @@ impl<D: Driver> Device for Cuda<D> {
     fn mla_values(
         &self,
         mla: &Mla<Self::Rotary>,
-        _: &Self::Batch,
+        batch: &Self::Batch,
         o_lat: &Buffer<D>,
         uv: &Matrix<D>,
         out: &mut Buffer<D>,
     ) {
-        self.queue(|driver| attention::values(driver, &mla.shape, (o_lat, uv), out));
+        self.queue(|driver| attention::values(driver, &mla.shape, batch.absorbed(), (o_lat, uv), out));
+    }
+
+    fn relax(&self) {
+        self.relaxed.store(true, Ordering::Relaxed);
+    }
+
+    fn expands(&self) -> bool {
+        true
+    }
+
+    fn mla_expanded(
+        &self,
+        mla: &Mla<Self::Rotary>,
+        batch: &Self::Batch,
+        (cache, layer): (&Self::Cache, usize),
+        q: &Buffer<D>,
+        kv_b: &Matrix<D>,
+        out: &mut Buffer<D>,
+    ) {
+        let mut working = self.expanded.lock().unwrap_or_else(PoisonError::into_inner);
+        self.queue(|driver| Expanded { mla, batch, cache, layer, q, kv_b }.run(driver, &mut working, out));
+    }
+
+    fn finds_tokens(&self, vocab: usize) -> bool {
+        vocab <= MOST_LOGITS
+    }
+
+    fn find_tokens(
+        &self,
+        logits: &mut Buffer<D>,
+        mask: &[u64],
+        asks: &[TokenAsk<'_>],
+    ) -> Result<Vec<Option<FoundToken>>, KernelError> {
+        let mut working = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        self.attempt(|driver| {
+            let (vocab, logits) = (logits.length / asks.len().max(1), logits.change(driver)?);
+            tokens::find(driver, &mut working, (logits, vocab), mask, asks)
+        })
     }
 }

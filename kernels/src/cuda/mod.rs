@@ -6,6 +6,7 @@ mod batch;
 mod buffers;
 mod device;
 mod driver;
+mod expanded;
 mod experts;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -26,6 +27,7 @@ mod ring;
 mod shim;
 pub mod sm90;
 mod tensor_map;
+mod tokens;
 mod weights;
 
 pub use attention::CudaCache;

@@ -16,9 +16,10 @@ pub(super) fn blocks<D: Driver>(driver: &D, tokens: Tokens, tiles: usize) -> u32
     tiles.min(driver.multiprocessors() * tokens.blocks_each()) as u32
 }
 
-/// Queues `y [rows, out] = x · Wᵀ`.
+/// Queues `y [rows, out] = x · Wᵀ`; unless it is to be `exact`, by what is fastest for so many rows.
 pub(super) fn linear<D: Driver>(
     driver: &D,
+    exact: bool,
     x: &mut Operand<D::Memory>,
     rows: usize,
     w: &CudaMatrix<D::Memory>,
@@ -27,7 +28,7 @@ pub(super) fn linear<D: Driver>(
     match w.tiles {
         _ if rows == 0 => Ok(()),
         None => plain(driver, x.address(driver)?, rows, w, y),
-        Some(tiles) => OneGroup { rows, inner: w.cols, outputs: w.rows, gated: false }.run(driver, x, tiles, y),
+        Some(tiles) => OneGroup { rows, inner: w.cols, outputs: w.rows, gated: false, exact }.run(driver, x, tiles, y),
     }
 }
 
@@ -48,6 +49,7 @@ struct OneGroup {
     inner: usize,
     outputs: usize,
     gated: bool,
+    exact: bool,
 }
 
 impl OneGroup {
@@ -58,9 +60,9 @@ impl OneGroup {
         weights: Tiles,
         y: Address,
     ) -> Result<(), CudaError> {
-        let &Self { rows, inner, outputs, gated } = self;
-        let tokens = Tokens::EXACT;
-        let copies = if gated { 2 } else { 1 };
+        let &Self { rows, inner, outputs, gated, exact } = self;
+        let weight_rows = if gated { 2 * outputs } else { outputs };
+        let tokens = if exact { Tokens::EXACT } else { Tokens::fastest(rows, weight_rows, driver.multiprocessors()) };
         GroupedProduct {
             x: x.map(driver, View::Rows(inner))?,
             weights: weights.list,
@@ -73,7 +75,7 @@ impl OneGroup {
             outputs: outputs as u32,
             gated,
             tokens,
-            blocks: blocks(driver, tokens, tokens.tiles(rows, copies * outputs)),
+            blocks: blocks(driver, tokens, tokens.tiles(rows, weight_rows)),
         }
         .launch(driver)
     }
@@ -85,6 +87,8 @@ pub(super) struct Block<'a, M> {
     pub(super) rows: usize,
     /// `[rows, H]`
     pub(super) y: Address,
+    /// Whether bits must not depend on the number of rows.
+    pub(super) exact: bool,
 }
 
 impl<M: Send + Sync + 'static> Block<'_, M> {
@@ -97,15 +101,15 @@ impl<M: Send + Sync + 'static> Block<'_, M> {
         product: &mut Operand<M>,
         working: &mut Growing<M>,
     ) -> Result<(), CudaError> {
-        let (ffn, rows, inner) = (self.ffn, self.rows, self.ffn.gate.rows);
+        let (ffn, rows, inner, exact) = (self.ffn, self.rows, self.ffn.gate.rows, self.exact);
         if rows == 0 {
             return Ok(());
         }
         let between = product.fit(driver, rows * inner)?;
         if let Some((gate_up, down)) = weights::block(driver, ffn)? {
-            let gate_up_product = OneGroup { rows, inner: ffn.gate.cols, outputs: inner, gated: true };
+            let gate_up_product = OneGroup { rows, inner: ffn.gate.cols, outputs: inner, gated: true, exact };
             gate_up_product.run(driver, x, gate_up, between)?;
-            let down_product = OneGroup { rows, inner, outputs: ffn.down.rows, gated: false };
+            let down_product = OneGroup { rows, inner, outputs: ffn.down.rows, gated: false, exact };
             return down_product.run(driver, product, down, self.y);
         }
         let n = rows * inner;

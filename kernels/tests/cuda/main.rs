@@ -4,6 +4,8 @@ mod attention;
 mod choices;
 mod driver;
 mod elementwise;
+mod expanded;
+mod expanded_case;
 mod grouped_linear;
 mod heads;
 mod linear;

@@ -17,6 +17,7 @@ use conclave_kernels::{
 use crate::{
     agreement::{self, Moves},
     exactness::{BatchSizes, Batches, Chunks, Poison},
+    expanded::Long,
     support::{Case, Check, buffer, encode, output},
 };
 
@@ -107,6 +108,21 @@ fn sm90_is_near_the_reference() {
     on_sm90(&mut Near(Case::odd(), &[5]));
 }
 
+/// A device that may choose among products.
+struct Relaxed(Near);
+
+impl Check for Relaxed {
+    fn on<D: Device>(&mut self, device: &D) {
+        device.relax();
+        self.0.on(device);
+    }
+}
+
+#[test]
+fn sm90_is_near_the_reference_by_other_products_too() {
+    on_sm90(&mut Relaxed(Near(Case::tiled(), &[5])));
+}
+
 #[test]
 fn on_sm90_a_row_does_not_depend_on_the_rows_beside_it() {
     on_sm90(&mut Batches(Case::tiled()));
@@ -122,6 +138,23 @@ fn on_sm90_a_position_does_not_depend_on_how_its_sequence_is_cut() {
 #[test]
 fn on_sm90_unused_slots_are_not_read() {
     on_sm90(&mut Poison(Case::tiled(), &[(1, 1), (70, 70), (70, 30)]));
+}
+
+/// Spans that are just expanded, after a prefix, with all other slots NaN.
+struct Expands(Case, Long);
+
+impl Check for Expands {
+    fn on<D: Device>(&mut self, device: &D) {
+        assert!(device.expands());
+        self.1.check(device, &self.0, true);
+    }
+}
+
+#[test]
+fn expanded_attention_is_near_the_absorbed_one() {
+    on_cuda(&mut Expands(Case::odd(), Long { before: 90, rows: 171 }));
+    on_sm90(&mut Expands(Case::tiled(), Long { before: 0, rows: 171 }));
+    on_sm90(&mut Expands(Case::expanding(), Long { before: 70, rows: 171 }));
 }
 
 /// A shim that notes the kernels it launches, and refuses every launch after some.
@@ -225,9 +258,13 @@ fn watched(shim: Shim, left: usize) -> &'static Watched {
 }
 
 /// The kernels of products and attention that a model of these sizes takes.
-fn kernels_of(shim: Shim, case: &Case) -> Vec<String> {
+fn kernels_of(shim: Shim, case: &Case, relaxed: bool) -> Vec<String> {
     let driver = watched(shim, usize::MAX);
-    agreement::run(&Cuda::new(driver), case, &[5]);
+    let device = Cuda::new(driver);
+    if relaxed {
+        device.relax();
+    }
+    agreement::run(&device, case, &[5]);
     let mut launched = std::mem::take(&mut *driver.launched.lock().unwrap());
     launched.retain(|kernel| ["sm90", "linear", "mla", "swiglu"].iter().any(|word| kernel.contains(word)));
     launched.into_iter().collect()
@@ -236,12 +273,16 @@ fn kernels_of(shim: Shim, case: &Case) -> Vec<String> {
 #[test]
 fn the_chip_and_the_sizes_decide_which_kernels_serve() {
     let plain = ["grouped_linear", "linear", "mla_queries", "mla_splits", "mla_values", "swiglu"];
-    assert_eq!(kernels_of(Shim::new(1), &Case::tiled()), plain);
+    assert_eq!(kernels_of(Shim::new(1), &Case::tiled(), false), plain);
     let sm90 = ["sm90_grouped_gated_128", "sm90_grouped_heads_128", "sm90_grouped_linear_128", "sm90_mla_splits"];
-    assert_eq!(kernels_of(Shim::sm90(1), &Case::tiled()), sm90);
+    assert_eq!(kernels_of(Shim::sm90(1), &Case::tiled(), false), sm90);
     // Of these, the hidden size alone fits: not that between gate and down, nor those of heads.
     let mut some = [&plain[..], &["sm90_grouped_linear_128"]].concat();
     some.sort_unstable();
-    assert_eq!(kernels_of(Shim::sm90(1), &Case::odd()), some);
+    assert_eq!(kernels_of(Shim::sm90(1), &Case::odd(), false), some);
+    // Eight rows of the trunk by small tiles; routed experts stay as they are.
+    let mut relaxed = [&sm90[..], &["sm90_grouped_gated_16", "sm90_grouped_linear_16"]].concat();
+    relaxed.sort_unstable();
+    assert_eq!(kernels_of(Shim::sm90(1), &Case::tiled(), true), relaxed);
     assert_eq!(Cuda::new(Shim::sm90(1)).numerics(), "cuda-sm90-1-shim");
 }

@@ -42,6 +42,12 @@ impl Case {
         Self { hidden: 136, inner: 72, vocab: 161, shape, dtype: Dtype::Bf16 }
     }
 
+    /// Sizes that the kernel for sm_90a over expanded keys and values takes.
+    pub(crate) fn expanding() -> Self {
+        let shape = MlaShape { heads: 2, nope: 128, rope: 64, value: 128, latent: 512 };
+        Self { hidden: 8, inner: 8, vocab: 8, shape, dtype: Dtype::Bf16 }
+    }
+
     fn matrix<D: Device>(&self, device: &D, numbers: &mut Numbers, outputs: usize, inputs: usize) -> D::Matrix {
         let values = numbers.vector(outputs * inputs, (3.0 / inputs as f32).sqrt());
         let bytes = activation::encode(self.dtype, &values);

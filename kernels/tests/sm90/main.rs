@@ -6,6 +6,9 @@
 #[path = "../cuda/driver.rs"]
 mod driver;
 mod each;
+mod expanded;
+#[path = "../cuda/expanded_case.rs"]
+mod expanded_case;
 mod fp8;
 mod grouped;
 mod latent_attention;

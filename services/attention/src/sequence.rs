@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use conclave_proto::v1::{FinishReason, PromptScores, ScoredToken, SequenceFinished, TokenEvent, token_event::Event};
+use conclave_kernels::{FoundToken, TokenAsk, TokenSource};
+use conclave_proto::v1::{
+    FinishReason, PromptScores, ScoredToken, SequenceFinished, TokenEvent, TokenLogprob, token_event::Event,
+};
 use conclave_serve::{Error, ErrorKind};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::Span;
@@ -185,25 +188,68 @@ impl Sequence {
     }
 
     fn sample(&mut self, logits: &[f32], mask: &TokenMask) -> Result<Option<End>, Error> {
-        let generated = self.generated();
-        let request = &mut self.request;
-        let position = request.tokens.len() as u32;
-        sampler::check_finite(logits, position)?;
-        let banned = if generated < request.params.min_tokens { request.stop.as_slice() } else { &[] };
-        let at = Position { position, choice: request.choice, history: &self.history, banned };
+        let (request, at) = (&self.request, self.next());
+        sampler::check_finite(logits, at.position)?;
         let token = sampler::sample(&request.params, mask, logits, at)?;
-        if request.stop.binary_search(&token).is_ok() {
+        if self.stops_at(token) {
             return Ok(Some(End::Stop(token)));
         }
         let scored = match request.logprobs {
-            Some(top) => LogSoftmax::new(logits).scored(token, position, top),
-            None => ScoredToken { token, position, ..ScoredToken::default() },
+            Some(top) => LogSoftmax::new(logits).scored(token, at.position, top),
+            None => ScoredToken { token, position: at.position, ..ScoredToken::default() },
         };
-        request.tokens.push(token);
-        self.history.push(token);
+        Ok(self.push(scored))
+    }
+
+    /// The position of the next token.
+    fn next(&self) -> Position<'_> {
+        let request = &self.request;
+        let banned = if self.generated() < request.params.min_tokens { request.stop.as_slice() } else { &[] };
+        Position { position: request.tokens.len() as u32, choice: request.choice, history: &self.history, banned }
+    }
+
+    fn stops_at(&self, token: u32) -> bool {
+        self.request.stop.binary_search(&token).is_ok()
+    }
+
+    /// Goes on with the next token, and sends it; the way it ends, if it does now.
+    fn push(&mut self, scored: ScoredToken) -> Option<End> {
+        self.request.tokens.push(scored.token);
+        self.history.push(scored.token);
         self.flush_scores();
         self.send(Event::Token(scored));
-        Ok(self.end())
+        self.end()
+    }
+
+    /// What a device that finds tokens itself is to find for it.
+    pub(crate) fn token_ask(&self, ask: Ask) -> TokenAsk<'_> {
+        let request = &self.request;
+        match ask {
+            Ask::Score(position) => TokenAsk {
+                token: TokenSource::Known(request.tokens[position]),
+                top: Some(request.prompt_logprobs.unwrap_or(0)),
+            },
+            Ask::Sample => {
+                TokenAsk { token: TokenSource::Drawn(request.params.drawing(self.next())), top: request.logprobs }
+            }
+        }
+    }
+
+    /// Takes what was found for it; the way it ends, if it does now.
+    pub(crate) fn take_found(&mut self, ask: Ask, found: FoundToken) -> Option<End> {
+        let FoundToken { token, logprob, top } = found;
+        let position = if let Ask::Score(position) = ask { position } else { self.request.tokens.len() };
+        let top = (1..).zip(top).map(|(rank, (token, logprob))| TokenLogprob { token, logprob, rank }).collect();
+        let scored = ScoredToken { token, position: position as u32, logprob, top };
+        match ask {
+            Ask::Score(_) => {
+                self.scores.push(scored);
+                self.scored = position + 1;
+                None
+            }
+            Ask::Sample if self.stops_at(token) => Some(End::Stop(token)),
+            Ask::Sample => self.push(scored),
+        }
     }
 
     /// Sends the scores gathered since the last time.

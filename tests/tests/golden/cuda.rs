@@ -16,7 +16,7 @@ const PROMPTS: usize = 3;
 const LENGTH: usize = 10;
 const TOKENS: usize = 4;
 
-fn shim() -> Arc<Cuda<Shim>> {
+pub(crate) fn shim() -> Arc<Cuda<Shim>> {
     Arc::new(Cuda::new(Shim::new(5)))
 }
 

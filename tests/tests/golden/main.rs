@@ -7,6 +7,8 @@ mod forced;
 mod system;
 #[cfg(feature = "cuda-shim")]
 mod tiled;
+#[cfg(feature = "cuda-shim")]
+mod tokens;
 
 use std::{sync::Arc, time::Duration};
 

@@ -93,6 +93,12 @@ impl<D: Device> System<D> {
         self.checkpoint.fingerprint()
     }
 
+    /// Where its experts are called.
+    #[cfg(feature = "cuda-shim")]
+    pub(crate) fn link(&self) -> Arc<dyn MoeLink> {
+        self.dispatch.clone()
+    }
+
     /// Width of the logits.
     pub(crate) fn vocab(&self) -> usize {
         self.checkpoint.config().vocab

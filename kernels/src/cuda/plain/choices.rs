@@ -1,8 +1,8 @@
-//! `gate_select.cu` and `argmax.cu`: a block a row.
+//! `gate_select.cu`: a block a row.
 
 use super::{Address, Shape, kernel};
 
-/// `GATE_THREADS` and `ARGMAX_THREADS`.
+/// `GATE_THREADS`.
 const THREADS: u32 = 256;
 
 /// Scores are a softmax over all experts.
@@ -54,20 +54,4 @@ kernel! {
         rows: u32,
     }
     => |it| Shape::new([it.rows, 1, 1], THREADS).with_floats(3 * it.experts + 2 * it.groups)
-}
-
-kernel! {
-    /// Where each row is highest, the lowest id among equals; `u32::MAX` where a logit is not finite.
-    Argmax("argmax") {
-        /// f32 `[T, V]`
-        logits: Address,
-        /// u32 `[T]`
-        out: Address,
-        /// `V`
-        vocab: u32,
-    } over {
-        /// `T`
-        rows: u32,
-    }
-    => |it| Shape::new([it.rows, 1, 1], THREADS)
 }

@@ -4,6 +4,7 @@
 mod attention;
 mod choices;
 mod elementwise;
+mod expanded;
 mod gate_logits;
 mod grouped_linear;
 mod heads;
@@ -14,12 +15,16 @@ mod sample;
 pub use attention::{MergeSplits, MlaSplits};
 pub use choices::*;
 pub use elementwise::{Add, AddTwo, DecodeBf16, RoundBf16, Swiglu};
+pub use expanded::{FinishExpanded, GatherLatents, MlaExpanded, RopeQueries};
 pub use gate_logits::GateLogits;
 pub use grouped_linear::{GroupedLinear, GroupedLinearFp8};
 pub use heads::{MlaQueries, MlaValues, SplitQueries};
 pub use linear::Linear;
 pub use rows::{CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents};
-pub use sample::{AdjustLogits, Adjustment, Draw, Penalties, Sample};
+pub use sample::{
+    AdjustLogits, Adjustment, Draw, Likely, MOST_LIKELY, MOST_LOGITS, Penalties, RestoreLogits, RowScore, Sample,
+    Score, Scored,
+};
 
 pub use super::kernel::Address;
 use super::kernel::{Shape, kernel};

@@ -1,12 +1,16 @@
-//! `sample.cu`
+//! `sample.cu` and `score.cu`: a block a row.
 
 use bytemuck::{Pod, Zeroable};
 
 use super::{Address, Shape, kernel};
 
-/// `SAMPLE_THREADS` of `sample.cuh`.
+/// `RANK_THREADS` of `ranks.cuh`.
 const THREADS: u32 = 512;
 const ADJUST_THREADS: u32 = 256;
+/// Logits that a row of [`Sample`] and [`Score`] has at most: `TILE` for each of the threads.
+pub const MOST_LOGITS: usize = (THREADS * THREADS * 4) as usize;
+/// Most likely tokens that a row of [`Score`] gets at most: `LISTED` of `best.cuh`.
+pub const MOST_LIKELY: usize = 1024;
 
 /// What decides the draw of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
@@ -14,6 +18,10 @@ const ADJUST_THREADS: u32 = 256;
 pub struct Draw {
     /// In `[0, 1)`.
     pub u: f64,
+    /// Of the logits.
+    pub row: u32,
+    /// Which of the masks says what may be drawn.
+    pub mask: u32,
     /// 0 = the highest logit.
     pub temperature: f32,
     /// Candidates kept; 0 = all.
@@ -38,6 +46,8 @@ pub struct Adjustment {
     pub generated: u32,
     /// Added.
     pub bias: f32,
+    /// What the logit was: written by [`AdjustLogits`].
+    pub before: f32,
 }
 
 /// The penalties of a row.
@@ -52,38 +62,69 @@ pub struct Penalties {
     pub frequency: f32,
 }
 
-kernel! {
-    /// Draws a token from each row: temperature, top-k, top-p over what top-k left, min-p, then the id at which the running
-    /// sum of weights passes the fraction `u`. `u32::MAX` where a logit is NaN or infinite (−∞ is a token that may not be
-    /// drawn) or no token may be drawn.
-    Sample("sample") {
-        /// f32 `[T, V]`
-        logits: Address,
-        /// u32 `[ceil(V / 32)]`: bits of the ids that may be drawn; or 0
-        allowed: Address,
-        /// [`Draw`] `[T]`
-        draws: Address,
-        /// f64 `[T, V]`, for the kernel's own use
-        weights: Address,
-        /// u32 `[T]`
-        out: Address,
-        /// `V`
-        vocab: u32,
-    } over {
-        /// `T`
-        rows: u32,
-    }
-    => |it| Shape::new([it.rows, 1, 1], THREADS)
+/// A row whose score is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Scored {
+    /// Of the logits.
+    pub row: u32,
+    /// Most likely tokens, at most [`MOST_LIKELY`] and as many as there are.
+    pub top: u32,
+}
+
+/// What the logprob of a row's token is computed from.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct RowScore {
+    /// Of `exp(logit − best)` over the row; 0 where a logit is not finite or there is no token.
+    pub sum: f64,
+    /// The highest logit.
+    pub best: f32,
+    /// That of the row's token.
+    pub logit: f32,
+}
+
+/// One of the most likely tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Likely {
+    /// Token.
+    pub id: u32,
+    /// Its logit.
+    pub logit: f32,
 }
 
 kernel! {
-    /// Penalties, then biases, before [`Sample`] or [`Argmax`](super::Argmax).
+    /// Draws a token from rows: temperature, top-k, top-p over what top-k left, min-p, then the id at which the running sum of
+    /// weights passes the fraction `u`. `u32::MAX` where a logit is not finite or no token may be drawn.
+    Sample("sample") {
+        /// f32 `[R, V]`, `V` at most [`MOST_LOGITS`]
+        logits: Address,
+        /// [`Draw`] `[N]`, each of another row
+        draws: Address,
+        /// u32 `[M, words]`: bits of the ids that may be drawn
+        masks: Address,
+        /// u32 `[R]`; those of other rows stay
+        tokens: Address,
+        /// `V`
+        vocab: u32,
+        /// Of a mask; at least `ceil(V / 32)`.
+        words: u32,
+    } over {
+        /// `N`
+        draw_count: u32,
+    }
+    => |it| Shape::new([it.draw_count, 1, 1], THREADS)
+}
+
+kernel! {
+    /// Penalties, then biases, before [`Sample`].
     AdjustLogits("adjust_logits") {
-        /// f32 `[T, V]`
+        /// f32 `[R, V]`
         logits: Address,
         /// [`Adjustment`] `[count]`, each of another logit
         changes: Address,
-        /// [`Penalties`] `[T]`
+        /// [`Penalties`] `[R]`
         penalties: Address,
         /// `V`
         vocab: u32,
@@ -91,4 +132,43 @@ kernel! {
         count: u32,
     }
     => |it| Shape::new([it.count.div_ceil(ADJUST_THREADS), 1, 1], ADJUST_THREADS)
+}
+
+kernel! {
+    /// The logits as they were before [`AdjustLogits`].
+    RestoreLogits("restore_logits") {
+        /// f32 `[R, V]`
+        logits: Address,
+        /// [`Adjustment`] `[count]`
+        changes: Address,
+        /// `V`
+        vocab: u32,
+        /// Changes.
+        count: u32,
+    }
+    => |it| Shape::new([it.count.div_ceil(ADJUST_THREADS), 1, 1], ADJUST_THREADS)
+}
+
+kernel! {
+    /// Scores rows for their tokens.
+    Score("score") {
+        /// f32 `[R, V]`, `V` at most [`MOST_LOGITS`]
+        logits: Address,
+        /// [`Scored`] `[S]`
+        asked: Address,
+        /// u32 `[R]`: `u32::MAX` where there is no token
+        tokens: Address,
+        /// [`RowScore`] `[S]`
+        out: Address,
+        /// [`Likely`] `[S, pitch]`: as many as are asked for, best first, of equals the lower id
+        likely: Address,
+        /// `V`
+        vocab: u32,
+        /// At least what any row asks for.
+        pitch: u32,
+    } over {
+        /// `S`
+        rows: u32,
+    }
+    => |it| Shape::new([it.rows, 1, 1], THREADS)
 }

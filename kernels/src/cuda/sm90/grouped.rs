@@ -55,6 +55,23 @@ impl Tokens {
         }
     }
 
+    /// What takes the least time for one group, where bits may depend on the number of rows: the fewest operations, those of
+    /// absent rows and of multiprocessors without a tile included. Of equals the largest, which reads weights least often.
+    pub fn fastest(rows: usize, weight_rows: usize, multiprocessors: usize) -> Self {
+        let cycles = |tokens: Self| {
+            let turns = tokens.tiles(rows, weight_rows).div_ceil(multiprocessors * tokens.blocks_each());
+            turns * tokens.blocks_each() * tokens.cycles()
+        };
+        Self::ALL.into_iter().rev().min_by_key(|tokens| cycles(*tokens)).expect("there are some")
+    }
+
+    /// Cycles that a tile takes of a multiprocessor for 16 steps of the inner dimension: those of the products, or those in
+    /// which shared memory gives their operands.
+    fn cycles(self) -> usize {
+        let of_one = (self.count() / 2).max((64 + self.count()) / 4);
+        self.warpgroups() as usize * of_one
+    }
+
     fn shape(self, blocks: u32) -> Shape {
         let shared = match self {
             Self::T16 => 86_148,
@@ -132,4 +149,29 @@ kernel! {
         blocks: u32,
     }
     => |it| Tokens::T128.shape(it.blocks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fastest_tiles_have_few_absent_rows_and_fill_the_chip() {
+        let fastest = |rows, weight_rows| Tokens::fastest(rows, weight_rows, 132);
+        for rows in [1, 16] {
+            assert_eq!(fastest(rows, 5120), Tokens::T16, "{rows} rows");
+        }
+        assert_eq!(fastest(64, 5120), Tokens::T64, "few rows of many weights");
+        assert_eq!(fastest(512, 5120), Tokens::T64, "larger tiles would be too few for the chip");
+        assert_eq!(fastest(4096, 102_400), Tokens::T256, "enough of any");
+        assert_eq!(fastest(300, 102_400), Tokens::T64, "a third tile of 128 would be mostly absent");
+        // Never slower than the tiles of exact mode.
+        for (rows, weight_rows) in [(1, 64), (33, 3072), (100, 576), (129, 5120), (777, 12_288)] {
+            let turns = |tokens: Tokens| {
+                tokens.tiles(rows, weight_rows).div_ceil(132 * tokens.blocks_each()) * tokens.blocks_each()
+            };
+            let found = fastest(rows, weight_rows);
+            assert!(turns(found) * found.cycles() <= turns(Tokens::EXACT) * Tokens::EXACT.cycles());
+        }
+    }
 }

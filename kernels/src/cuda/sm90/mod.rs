@@ -2,11 +2,13 @@
 //! attention. One struct a kernel; the fields are its arguments in order.
 
 mod attention;
+mod expanded;
 mod fp8;
 mod grouped;
 pub mod maps;
 
 pub use attention::{LATENT, MlaItem, MlaSplits, QUERIES, ROPE, items, rows_together};
+pub use expanded::{MlaExpanded, expands};
 pub use fp8::{GroupedProductFp8, Quantize};
 pub use grouped::{GROUPS, GroupedHeads, GroupedProduct, Tokens};
 

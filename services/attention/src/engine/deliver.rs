@@ -1,6 +1,6 @@
 //! What happens with a computed step: scores and tokens go out, finished sequences leave.
 
-use conclave_kernels::KernelError;
+use conclave_kernels::{FoundToken, KernelError};
 use conclave_serve::{Error, ErrorKind};
 
 use super::{Ending, Engine};
@@ -8,8 +8,10 @@ use crate::forward::StepReport;
 use crate::sequence::Ask;
 use crate::trunk::Trunk;
 
-/// Rows that the output projection runs for at once.
+/// Rows that the output projection runs for at once, where logits are read.
 const LOGIT_ROWS: usize = 32;
+/// The same where the device finds tokens itself.
+const FOUND_ROWS: usize = 256;
 
 /// A row whose logits are asked for.
 struct Asked {
@@ -23,8 +25,10 @@ impl<T: Trunk> Engine<T> {
     pub(super) fn deliver(&mut self, shares: &[usize], report: &StepReport) -> Result<(), KernelError> {
         let mut endings: Vec<Option<Ending>> = self.running.iter().map(|_| None).collect();
         let asked = self.advance(shares, report, &mut endings);
-        for asked in asked.chunks(LOGIT_ROWS) {
-            self.answer(asked, &mut endings)?;
+        if self.parts.trunk.finds_tokens() {
+            asked.chunks(FOUND_ROWS).try_for_each(|asked| self.find(asked, &mut endings))?;
+        } else {
+            asked.chunks(LOGIT_ROWS).try_for_each(|asked| self.answer(asked, &mut endings))?;
         }
         for (sequence, ending) in self.running.iter_mut().zip(&mut endings) {
             sequence.flush_scores();
@@ -56,6 +60,28 @@ impl<T: Trunk> Engine<T> {
             first_row += rows;
         }
         asked
+    }
+
+    /// Has the device find what is asked of some rows and gives it to their sequences; where it finds nothing, the logits.
+    fn find(&mut self, asked: &[Asked], endings: &mut [Option<Ending>]) -> Result<(), KernelError> {
+        let rows: Vec<u32> = asked.iter().map(|asked| asked.row).collect();
+        let asks: Vec<_> = asked.iter().map(|asked| self.running[asked.sequence].token_ask(asked.ask)).collect();
+        let found = self.parts.trunk.find_tokens(&rows, self.parts.mask.words(), &asks)?;
+        for (asked, found) in asked.iter().zip(found) {
+            match found {
+                Some(found) => self.give(asked, found, &mut endings[asked.sequence]),
+                None => self.answer(std::slice::from_ref(asked), endings)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a sequence what was found for it.
+    fn give(&mut self, asked: &Asked, found: FoundToken, ending: &mut Option<Ending>) {
+        if ending.is_none() {
+            *ending = self.running[asked.sequence].take_found(asked.ask, found).map(Ok);
+            self.parts.metrics.generated_tokens.inc_by(u64::from(asked.ask == Ask::Sample));
+        }
     }
 
     /// Runs the output projection for some rows and gives each sequence its logits.

@@ -4,7 +4,10 @@
 //! string and, before `min_tokens`, stop ids are taken out; temperature; top-k; top-p over what top-k left; min-p; one
 //! draw keyed by (seed, choice, position). At temperature 0 the highest logit wins, the lowest id among equals. All sums
 //! are in double precision and in a fixed order, so that the same logits give the same token on every machine.
+//!
+//! A device that finds tokens itself gets the same settings (`asks.rs`) and draws by these rules; its sums may round otherwise.
 
+mod asks;
 mod history;
 mod logprobs;
 mod mask;

@@ -59,9 +59,14 @@ impl Params {
         })
     }
 
+    /// Whether any of the three penalties does anything.
+    pub(super) fn penalises(&self) -> bool {
+        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+    }
+
     /// Applies the three penalties to logits `[vocab]`.
     pub(crate) fn penalise(&self, logits: &mut [f32], history: &History) {
-        if self.repetition_penalty == 1.0 && self.presence_penalty == 0.0 && self.frequency_penalty == 0.0 {
+        if !self.penalises() {
             return;
         }
         for (token, count) in history.iter() {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use conclave_kernels::{Device, KernelError, Mla, MlaShape, RotaryTable};
+use conclave_kernels::{Device, FoundToken, KernelError, Mla, MlaShape, RotaryTable, TokenAsk};
 use conclave_model::{Checkpoint, ModelConfig, ModelError, Progress, rotary};
 
 use super::lane::{Lane, Parts};
@@ -78,6 +78,9 @@ impl<D: Device> DeviceTrunk<D> {
         progress: &Progress,
     ) -> Result<Self, AttentionError> {
         size.check(&*device, checkpoint)?;
+        if !size.exact {
+            device.relax();
+        }
         let config = checkpoint.config();
         let weights = TrunkWeights::load(&*device, checkpoint, size.exact, progress)?;
         let mla = mla(&*device, config, size.context_limit).map_err(AttentionError::device("rotary table"))?;
@@ -91,6 +94,18 @@ impl<D: Device> DeviceTrunk<D> {
             lanes: std::array::from_fn(Lane::new),
             last: LastRows { x: D::Buffer::default(), normed: D::Buffer::default(), logits: D::Buffer::default() },
         })
+    }
+
+    /// The logits of some rows, into their buffer.
+    fn project(&mut self, rows: &[u32]) {
+        let Parts { device, eps, weights, .. } = &self.parts;
+        let LastRows { x, normed, logits } = &mut self.last;
+        let of_lanes = by_lane(rows, &self.lanes.each_ref().map(|lane| lane.rows));
+        let parts: Vec<(&D::Buffer, &[u32])> =
+            self.lanes.iter().zip(&of_lanes).map(|(lane, rows)| (&lane.buffers.x, &rows[..])).collect();
+        device.gather(&parts, self.shape.hidden, x);
+        device.rms_norm(x, &weights.norm, *eps, normed);
+        device.linear(normed, &weights.lm_head, logits);
     }
 }
 
@@ -124,15 +139,22 @@ impl<D: Device> Trunk for DeviceTrunk<D> {
     }
 
     fn logits(&mut self, rows: &[u32], values: &mut Vec<f32>) -> Result<(), KernelError> {
-        let (device, weights) = (&self.parts.device, &self.parts.weights);
-        let LastRows { x, normed, logits } = &mut self.last;
-        let of_lanes = by_lane(rows, &self.lanes.each_ref().map(|lane| lane.rows));
-        let parts: Vec<(&D::Buffer, &[u32])> =
-            self.lanes.iter().zip(&of_lanes).map(|(lane, rows)| (&lane.buffers.x, &rows[..])).collect();
-        device.gather(&parts, self.shape.hidden, x);
-        device.rms_norm(x, &weights.norm, self.parts.eps, normed);
-        device.linear(normed, &weights.lm_head, logits);
-        device.read(logits, values)
+        self.project(rows);
+        self.parts.device.read(&mut self.last.logits, values)
+    }
+
+    fn finds_tokens(&self) -> bool {
+        self.parts.device.finds_tokens(self.shape.vocab)
+    }
+
+    fn find_tokens(
+        &mut self,
+        rows: &[u32],
+        mask: &[u64],
+        asks: &[TokenAsk<'_>],
+    ) -> Result<Vec<Option<FoundToken>>, KernelError> {
+        self.project(rows);
+        self.parts.device.find_tokens(&mut self.last.logits, mask, asks)
     }
 }
 

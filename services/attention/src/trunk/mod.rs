@@ -9,7 +9,7 @@ mod device;
 mod lane;
 mod weights;
 
-use conclave_kernels::{Dtype, KernelError};
+use conclave_kernels::{Dtype, FoundToken, KernelError, TokenAsk};
 
 pub use conclave_kernels::{RowSpan, StepRows};
 pub(crate) use device::block_bytes;
@@ -92,4 +92,22 @@ pub trait Trunk: Send + 'static {
     /// # Errors
     /// When the hardware has failed.
     fn logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), KernelError>;
+
+    /// Whether there is [`Trunk::find_tokens`]; without it, logits are to be read.
+    fn finds_tokens(&self) -> bool {
+        false
+    }
+    /// What is asked of the logits of some rows of a step that has ended; see [`conclave_kernels::Device::find_tokens`].
+    ///
+    /// # Errors
+    /// When the hardware has failed.
+    fn find_tokens(
+        &mut self,
+        rows: &[u32],
+        mask: &[u64],
+        asks: &[TokenAsk<'_>],
+    ) -> Result<Vec<Option<FoundToken>>, KernelError> {
+        let _ = (rows, mask);
+        Ok(vec![None; asks.len()])
+    }
 }

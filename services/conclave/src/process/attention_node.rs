@@ -114,7 +114,7 @@ fn of_flag(error: AttentionError) -> anyhow::Error {
         }
         AttentionError::NotExpanding { device } => anyhow!(
             "--no-exact: device {device} has no attention over expanded keys and values; leave --no-exact out, or compute \
-             with --device cpu"
+             with --device cpu or cuda"
         ),
         error => error.into(),
     }

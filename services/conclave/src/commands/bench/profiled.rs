@@ -6,7 +6,8 @@ use std::sync::{
 };
 
 use conclave_kernels::{
-    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, RowSpan, StepRows, Weight,
+    Device, Dtype, ExpertRows, Ffn, FoundToken, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, RowSpan,
+    StepRows, TokenAsk, Weight,
 };
 
 use super::{
@@ -335,6 +336,10 @@ impl<D: Device> Device for Profiled<D> {
         self.time(note, || self.device.mla_values(mla, &batch.batch, o_lat, &uv.heads, out));
     }
 
+    fn relax(&self) {
+        self.device.relax();
+    }
+
     fn expands(&self) -> bool {
         self.device.expands()
     }
@@ -350,6 +355,21 @@ impl<D: Device> Device for Profiled<D> {
     ) {
         let note = |_: &_| self.expanded(&mla.shape, &batch.rows);
         self.time(note, || self.device.mla_expanded(mla, &batch.batch, cache, q, kv_b, out));
+    }
+
+    fn finds_tokens(&self, vocab: usize) -> bool {
+        self.device.finds_tokens(vocab)
+    }
+
+    fn find_tokens(
+        &self,
+        logits: &mut D::Buffer,
+        mask: &[u64],
+        asks: &[TokenAsk<'_>],
+    ) -> Result<Vec<Option<FoundToken>>, KernelError> {
+        let bytes = (self.device.length(logits) * size_of::<f32>()) as f64;
+        let note = |_: &_| (Operation::plain("find_tokens"), Work { bytes, flops: 0.0 });
+        self.time(note, || self.device.find_tokens(logits, mask, asks))
     }
 }
 
