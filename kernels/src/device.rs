@@ -79,8 +79,7 @@ pub struct ExpertRows<'a, M> {
 /// A device may have memory of its own and work that is queued. What is loaded stays there; operations take and leave
 /// buffers there, and make their output as long as it has to be. Values come back to the host by [`Device::read`],
 /// [`Device::take`], [`Device::grouped_ffn`] and [`Device::find_tokens`] alone: these wait for what was queued before them,
-/// and say so if any of
-/// it failed. A device that has failed once has failed for good; its operations then do nothing.
+/// and say so if any of it failed. A device that has failed once has failed for good; its operations then do nothing.
 ///
 /// Inputs have the sizes in their comments (`T` rows); anything else is a bug of the caller and panics.
 pub trait Device: Send + Sync + 'static {

@@ -1,6 +1,6 @@
 //! Tokens that the CUDA device finds itself, on the shim, beside those that the attention service draws from the same logits.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use conclave_attention::{
     AttentionConfig, AttentionService, CacheSize, TokenStream,
@@ -199,12 +199,16 @@ async fn collect(stream: TokenStream) -> Vec<ScoredToken> {
     all
 }
 
+/// A service that may draw these ids.
+fn service(system: &System<Cuda<Shim>>, allowed_tokens: Option<TokenMask>) -> Arc<AttentionService> {
+    let id = InstanceId("attention-1".into());
+    let config = AttentionConfig { cache: CacheSize::Blocks(4), allowed_tokens, ..AttentionConfig::new(id) };
+    AttentionService::start(config, shim(), system.checkpoint().clone(), system.link(), &Registry::new()).unwrap()
+}
+
 /// Scores and tokens of each, computed together.
 async fn answers(system: &System<Cuda<Shim>>, requests: &[SequenceRequest]) -> Vec<Vec<ScoredToken>> {
-    let id = InstanceId("attention-1".into());
-    let config = AttentionConfig { cache: CacheSize::Blocks(4), ..AttentionConfig::new(id) };
-    let (link, registry) = (system.link(), Registry::new());
-    let service = AttentionService::start(config, shim(), system.checkpoint().clone(), link, &registry).unwrap();
+    let service = service(system, None);
     let streams: Vec<_> = requests.iter().map(|request| service.generate(request.clone()).unwrap()).collect();
     futures::future::join_all(streams.into_iter().map(collect)).await
 }
@@ -243,4 +247,17 @@ async fn the_service_on_the_demo_checkpoint_gives_the_tokens_of_its_logits() {
             assert_scored((scored.token, scored.logprob, &likely), &expected, &format!("position {position}"));
         }
     }
+}
+
+/// The host reads the logits of a row without a token, and says what is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_says_why_there_is_no_token() {
+    let system = System::start(&demo_model(), shim, 1).await;
+    let service = service(&system, Some(TokenMask::new(system.vocab(), |id| id == 5)));
+    let [greedy, _] = &requests(&[7, 8])[..] else { panic!("two requests") };
+    let sampling = greedy.sampling.clone().map(|sampling| Sampling { min_tokens: 1, ..sampling });
+    let request = SequenceRequest { sampling, stop_token_ids: vec![5], prompt_logprobs: None, ..greedy.clone() };
+    let events: Vec<_> = service.generate(request).unwrap().collect().await;
+    let errors: Vec<String> = events.into_iter().map(|event| event.unwrap_err().message).collect();
+    assert_eq!(errors, ["position 2: every id is masked, expected at least one allowed"]);
 }

@@ -35,8 +35,8 @@ pub struct AttentionArgs {
     /// Keep no latents for other sequences with the same prefix.
     #[arg(long, env = "CONCLAVE_NO_PREFIX_CACHE")]
     pub no_prefix_cache: bool,
-    /// Let bits depend on how rows come together where that is faster: prompts attend over expanded keys and values.
-    /// Responses then say that they are not exact.
+    /// Let bits depend on how rows come together where that is faster: prompts attend over expanded keys and values, and on a
+    /// GPU products choose their tiles. Responses then say that they are not exact.
     #[arg(long, env = "CONCLAVE_NO_EXACT")]
     pub no_exact: bool,
     /// Sequences that run at the same time; more wait.
