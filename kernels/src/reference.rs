@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::{
-    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool, RotaryTable, RowSpan, StepRows,
-    Weight, activation,
+    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, NotShared, Pool, RotaryTable, RowSpan,
+    StepRows, Weight, activation,
     arena::Arena,
     cache::LatentCache,
     grid::Grid,
@@ -96,6 +96,7 @@ impl Device for Reference {
     type Cache = LatentCache<f32>;
     type Buffer = Vec<f32>;
     type Batch = StepRows;
+    type Shared = NotShared;
 
     fn activation(&self) -> Dtype {
         Dtype::F32

@@ -14,10 +14,14 @@ use super::{
     operand::Operand,
     plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, RmsNorm},
     products::{self, Block},
+    shared::{Board, CudaShared},
     sm90,
     weights::{CudaMatrix, CudaRotary},
 };
-use crate::{Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, StepRows, Weight};
+use crate::{
+    Device, Dtype, ExpertRows, Ffn, GroupedSums, KernelError, LatentWrite, Mla, MlaShape, Published, RotaryTable,
+    StepRows, Wanted, Weight,
+};
 
 /// A GPU, or the shim, as a device.
 ///
@@ -35,6 +39,7 @@ pub struct Cuda<D: Driver> {
     /// Heads of the cache made last that the kernels for sm_90a attend over; 0: none was made. A step's work for so many comes
     /// with its rows.
     heads: AtomicUsize,
+    board: Mutex<Option<Board<D::Memory>>>,
 }
 
 /// Working memory of an operation.
@@ -51,7 +56,8 @@ impl<D: Driver> Cuda<D> {
     pub fn new(driver: D) -> Self {
         let scratch = Scratch { memory: Growing::default(), operand: Operand::default() };
         let (scratch, heads) = (Mutex::new(scratch), AtomicUsize::new(0));
-        Self { driver, failure: OnceLock::new(), scratch, experts: Mutex::default(), heads }
+        let (experts, board) = (Mutex::default(), Mutex::default());
+        Self { driver, failure: OnceLock::new(), scratch, experts, heads, board }
     }
 
     /// Does something on the device unless it has failed before.
@@ -93,6 +99,7 @@ impl<D: Driver> Device for Cuda<D> {
     type Cache = CudaCache<D::Memory>;
     type Buffer = Buffer<D>;
     type Batch = CudaBatch<D::Memory>;
+    type Shared = CudaShared<D::Memory>;
 
     fn activation(&self) -> Dtype {
         Dtype::Bf16
@@ -287,5 +294,38 @@ impl<D: Driver> Device for Cuda<D> {
         out: &mut Buffer<D>,
     ) {
         self.queue(|driver| attention::values(driver, &mla.shape, (o_lat, uv), out));
+    }
+
+    fn share(&self, bytes: usize) -> Result<(Self::Shared, Vec<u8>), KernelError> {
+        Ok(CudaShared::new(&self.driver, bytes)?)
+    }
+
+    fn open_shared(&self, handle: &[u8], bytes: usize) -> Result<Self::Shared, KernelError> {
+        Ok(CudaShared::open(&self.driver, handle, bytes)?)
+    }
+
+    fn fetch(&self, memory: &Self::Shared, bytes: &mut [u8]) -> Result<(), KernelError> {
+        Ok(memory.fetch(&self.driver, bytes)?)
+    }
+
+    fn make_board(&self, bytes: usize) -> Result<Vec<u8>, KernelError> {
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Board::make(&mut board, &self.driver, bytes)?)
+    }
+
+    fn publish(&self, x: &Buffer<D>) -> Option<Published> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let board = board.as_ref()?;
+        // An error is met again by who reads results.
+        self.attempt(|driver| board.publish(driver, x)).ok()?
+    }
+
+    fn grouped_sums(
+        &self,
+        work: &GroupedSums<'_, Matrix<D>, Self::Shared>,
+        wanted: &mut [Wanted<'_, Self::Shared>],
+    ) -> Result<(), KernelError> {
+        let mut working = self.experts.lock().unwrap_or_else(PoisonError::into_inner);
+        self.attempt(|driver| working.run_sums(driver, work, wanted))
     }
 }

@@ -9,6 +9,8 @@ mod driver;
 mod experts;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod ipc;
 mod kernel;
 mod operand;
 #[cfg(feature = "cuda")]
@@ -18,9 +20,13 @@ mod products;
 mod rates;
 #[cfg(any(feature = "cuda", test))]
 mod ring;
+mod shared;
+#[cfg(feature = "cuda-shim")]
+mod shared_map;
 #[cfg(feature = "cuda-shim")]
 mod shim;
 pub mod sm90;
+mod sums;
 mod tensor_map;
 mod weights;
 
@@ -32,6 +38,7 @@ pub use driver::{Arg, CudaError, Driver, Launch};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
 pub use rates::CudaRates;
+pub use shared::CudaShared;
 #[cfg(feature = "cuda-shim")]
 pub use shim::{Shim, ShimMemory};
 pub use tensor_map::{Element, EncodedMap, MOST_DIMENSIONS, TensorMap};

@@ -6,7 +6,8 @@ use std::sync::{
 };
 
 use conclave_kernels::{
-    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, RowSpan, StepRows, Weight,
+    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, NotShared, RotaryTable, RowSpan, StepRows,
+    Weight,
 };
 
 use super::{
@@ -165,6 +166,7 @@ impl<D: Device> Device for Profiled<D> {
     type Cache = D::Cache;
     type Buffer = D::Buffer;
     type Batch = NotedBatch<D::Batch>;
+    type Shared = NotShared;
 
     const BLOCK: usize = D::BLOCK;
     const SPLIT: usize = D::SPLIT;
