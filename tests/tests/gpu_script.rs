@@ -46,7 +46,9 @@ fn every_step_of_the_engine_runs_in_small_on_the_processor() {
         let found = states.iter().find(|(step, ..)| step == name);
         found.unwrap_or_else(|| panic!("no step {name}: {said}"))
     };
-    for step in ["make a checkpoint", "same bits", "bench, one process", "bench, several processes"] {
+    for step in
+        ["make a checkpoint", "same bits", "ways of rows and sums", "bench, one process", "bench, several processes"]
+    {
         assert_eq!(state(step).1, "passed", "{said}");
     }
     // Whoever reads results finds the figures in them, and who was compared with whom.

@@ -5,7 +5,7 @@ use std::process::Command;
 use conclave_kernels::{
     Cpu, Device, Dtype, ExpertRows, GroupedSums, KernelError, Pool, Reference, RowsAt, SumsAt, Wanted, activation,
     cell_tree::{self, Levels, Node},
-    cuda::{Cuda, Shim},
+    cuda::{Cuda, Driver, Shim},
 };
 
 use crate::support::{Case, Numbers, buffer};
@@ -159,24 +159,40 @@ fn what_cannot_be_shared_is_named() {
 
 const HANDLE: &str = "CONCLAVE_TEST_HANDLE";
 
+fn finds_ones<D: Driver>(peer: &Cuda<D>, handle: &[u8]) {
+    let mut bytes = vec![0; 16];
+    peer.fetch(&peer.open_shared(handle, 16).unwrap(), &mut bytes).unwrap();
+    assert_eq!(bytes, activation::encode(Dtype::Bf16, &[1.0; 8]));
+}
+
 /// The other process of the next test: it finds eight ones on a board.
 #[test]
 fn the_other_process() {
     let Ok(handle) = std::env::var(HANDLE) else { return };
-    let peer = Cuda::new(Shim::new(2));
-    let mut bytes = vec![0; 16];
-    peer.fetch(&peer.open_shared(handle.as_bytes(), 16).unwrap(), &mut bytes).unwrap();
-    assert_eq!(bytes, activation::encode(Dtype::Bf16, &[1.0; 8]));
+    let bytes = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+    let handle: Vec<u8> = handle.as_bytes().chunks(2).map(bytes).collect();
+    if handle.starts_with(b"shim:") {
+        return finds_ones(&Cuda::new(Shim::new(2)), &handle);
+    }
+    #[cfg(feature = "cuda")]
+    finds_ones(&Cuda::new(crate::cuda::gpu().expect("the GPU of the first process")), &handle);
 }
 
-#[test]
-fn another_process_sees_the_board() {
-    let caller = Cuda::new(Shim::new(1));
-    let handle = String::from_utf8(caller.make_board(16).unwrap()).unwrap();
+fn another_process_sees_the_board_of<D: Driver>(caller: &Cuda<D>) {
+    let handle: String = caller.make_board(16).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
     for (value, seen) in [(1.0, true), (2.0, false)] {
-        let _published = caller.publish(&buffer(&caller, &[value; 8])).unwrap();
+        let x = buffer(caller, &[value; 8]);
+        let _published = caller.publish(&x).unwrap();
+        caller.encode(&x).unwrap();
         let mut other = Command::new(std::env::current_exe().unwrap());
         other.args(["--exact", "shared::the_other_process"]).env(HANDLE, &handle);
         assert_eq!(other.output().unwrap().status.success(), seen, "rows of {value}");
     }
+}
+
+#[test]
+fn another_process_sees_the_board() {
+    another_process_sees_the_board_of(&Cuda::new(Shim::new(1)));
+    #[cfg(feature = "cuda")]
+    crate::cuda::gpu().into_iter().for_each(|gpu| another_process_sees_the_board_of(&Cuda::new(gpu)));
 }

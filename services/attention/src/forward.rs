@@ -101,19 +101,24 @@ impl MoeCaller {
     /// Begins a layer's call; short messages are out when this returns.
     fn send(
         &self,
-        rows: MoeRows,
+        mut rows: MoeRows,
         shape: &TrunkShape,
         until: Option<Instant>,
         traceparent: &str,
     ) -> JoinHandle<Result<MoeOutput, Error>> {
         let budget = until.map(|until| until.saturating_duration_since(Instant::now()));
         let (layer, large) = (rows.layer, rows.x.len() > LARGE);
+        let published = rows.published.take();
         let input = self.input(rows, shape, budget, traceparent);
         let link = Arc::clone(&self.link);
         let call = self.lane.spawn_and_turn(async move {
+            let moe = match published {
+                None => link.moe(input),
+                Some(published) => link.moe_published(input, published),
+            };
             match budget {
-                None => link.moe(input).await,
-                Some(budget) => match tokio::time::timeout(budget + GRACE, link.moe(input)).await {
+                None => moe.await,
+                Some(budget) => match tokio::time::timeout(budget + GRACE, moe).await {
                     Ok(output) => output,
                     Err(_) => Err(silent(layer, budget)),
                 },
@@ -223,12 +228,15 @@ fn wire(act: Dtype) -> Activation {
 /// Zeroes rows with gate logits that are no numbers, so that one broken sequence does not fail the others' layer.
 fn silence_broken(rows: &mut MoeRows, shape: &TrunkShape, broken: &mut Vec<usize>) {
     let row_bytes = shape.hidden * shape.activation.size();
-    let rows = rows.logits.chunks_exact_mut(shape.experts).zip(rows.x.chunks_exact_mut(row_bytes));
+    let MoeRows { x, logits, published, .. } = rows;
+    let rows = logits.chunks_exact_mut(shape.experts).zip(x.chunks_exact_mut(row_bytes));
     for (row, (logits, x)) in rows.enumerate() {
         if !logits.iter().all(|logit| logit.is_finite()) {
             logits.fill(0.0);
             x.fill(0);
             broken.push(row);
+            // Those on the board are what they were.
+            *published = None;
         }
     }
 }
@@ -262,7 +270,7 @@ mod tests {
     #[test]
     fn broken_rows_are_silenced_alone() {
         let logits = vec![1.0, 2.0, 3.0, 1.0, f32::NAN, 3.0, f32::INFINITY, 0.0, 0.0];
-        let mut rows = MoeRows { layer: 0, x: vec![7; 12], logits };
+        let mut rows = MoeRows { layer: 0, x: vec![7; 12], logits, published: None };
         let mut broken = Vec::new();
         silence_broken(&mut rows, &shape(), &mut broken);
         assert_eq!(broken, [1, 2]);

@@ -142,9 +142,10 @@ impl<D: Device> DeviceTrunk<D> {
             }
             LayerFfn::Moe { gate, .. } => {
                 device.gate_logits(normed, gate, gate_logits);
+                let published = device.publish(normed);
                 let (x, mut logits) = (device.encode(normed)?, Vec::new());
                 device.read(gate_logits, &mut logits)?;
-                Ok(Some(MoeRows { layer: layer as u32, x, logits }))
+                Ok(Some(MoeRows { layer: layer as u32, x, logits, published }))
             }
         }
     }

@@ -8,7 +8,7 @@ mod attention;
 mod device;
 mod weights;
 
-use conclave_kernels::{Dtype, KernelError};
+use conclave_kernels::{Dtype, KernelError, Published};
 
 pub use conclave_kernels::{RowSpan, StepRows};
 pub(crate) use device::block_bytes;
@@ -54,6 +54,8 @@ pub struct MoeRows {
     pub x: Vec<u8>,
     /// `[T, E]`
     pub logits: Vec<f32>,
+    /// `x` is on the board of this process's device too, where it has one.
+    pub published: Option<Published>,
 }
 
 /// The segments of a model on some hardware. One step at a time; a step that is not finished may be given up.

@@ -27,7 +27,7 @@ impl Trunk for Failing {
 
     fn begin(&mut self, rows: StepRows) -> Result<Segment, KernelError> {
         let (x, logits) = (vec![0; rows.len() * 8], vec![0.0; rows.len() * 2]);
-        Ok(Segment::Moe(MoeRows { layer: 0, x, logits }))
+        Ok(Segment::Moe(MoeRows { layer: 0, x, logits, published: None }))
     }
 
     fn shared_experts(&mut self) {}
