@@ -243,10 +243,17 @@ async fn a_shard_that_wakes_up_late_changes_nothing_and_its_pair_serves_again() 
         caller.check(seed, 2).await;
     }
     let pairs_of = |shard: &Shard| shard.service.status().cells.iter().map(|cell| cell.rows).sum::<u64>();
-    let (used, spare) = if pairs_of(&shards[0]) > 0 { (&shards[0], &shards[1]) } else { (&shards[1], &shards[0]) };
-    used.gate.shut();
-    caller.check(20, 5).await;
-    assert!(used.gate.held.load(Ordering::SeqCst) > 0, "it was asked");
+    // Whoever is asked first stands still.
+    shards.iter().for_each(|shard| shard.gate.shut());
+    let held = |shard: &Shard| shard.gate.held.load(Ordering::SeqCst) > 0;
+    let (found, first) = tokio::join!(timeout(LIMIT, caller.layer(20, 5)), async {
+        until("one is asked", || shards.iter().any(held)).await;
+        let first = usize::from(!held(&shards[0]));
+        shards[1 - first].gate.open();
+        first
+    });
+    assert_eq!(found.expect("an answer of the other one"), caller.expected(20, 5).await);
+    let (used, spare) = (&shards[first], &shards[1 - first]);
     let before = pairs_of(used);
     // Other rows are on the board by now, and the sums of others are being read.
     caller.check(21, 7).await;
