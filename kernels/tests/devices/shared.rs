@@ -171,11 +171,13 @@ fn the_other_process() {
     let Ok(handle) = std::env::var(HANDLE) else { return };
     let bytes = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
     let handle: Vec<u8> = handle.as_bytes().chunks(2).map(bytes).collect();
-    if handle.starts_with(b"shim:") {
-        return finds_ones(&Cuda::new(Shim::new(2)), &handle);
+    match handle.starts_with(b"shim:") {
+        true => finds_ones(&Cuda::new(Shim::new(2)), &handle),
+        #[cfg(feature = "cuda")]
+        false => finds_ones(&Cuda::new(crate::cuda::gpu().expect("the GPU of the first process")), &handle),
+        #[cfg(not(feature = "cuda"))]
+        false => panic!("a handle of a GPU"),
     }
-    #[cfg(feature = "cuda")]
-    finds_ones(&Cuda::new(crate::cuda::gpu().expect("the GPU of the first process")), &handle);
 }
 
 fn another_process_sees_the_board_of<D: Driver>(caller: &Cuda<D>) {
