@@ -292,6 +292,28 @@ async fn a_batch_by_pair_that_is_given_up_keeps_its_turn_until_its_answer() {
     assert_eq!(caller.batches(), (3, 1));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_by_pair_that_is_given_up_while_it_waits_gives_its_turn_back() {
+    let (_dir, checkpoint) = checkpoint();
+    let shard = Shard::start("a", &checkpoint, &ALL);
+    let (ahead, caller) =
+        (Caller::start(&checkpoint, &[&shard], 9).await, Caller::start(&checkpoint, &[&shard], 9).await);
+    caller.check(1, 4).await;
+    shard.gate.shut();
+    let (found, ()) = tokio::join!(ahead.layer(2, 4), async {
+        until("the first one is computed", || shard.gate.held.load(Ordering::SeqCst) > 0).await;
+        let given_up = timeout(Duration::from_millis(300), caller.layer(3, 4)).await;
+        assert!(given_up.is_err() && shard.service.status().queued_rows > 0);
+        shard.gate.open();
+    });
+    assert_eq!(found, ahead.expected(2, 4).await);
+    let before = caller.batches().0;
+    for seed in 4..40 {
+        caller.check(seed, 4).await;
+    }
+    assert!(caller.batches().0 > before, "it was answered, although nobody waits for its sums");
+}
+
 /// An offer of something.
 struct Offers(PairOffer);
 
