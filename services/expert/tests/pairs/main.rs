@@ -282,6 +282,8 @@ async fn a_batch_by_pair_that_is_given_up_keeps_its_turn_until_its_answer() {
     shard.gate.shut();
     let given_up = timeout(Duration::from_millis(300), caller.layer(2, 4)).await;
     assert!(given_up.is_err() && shard.gate.held.load(Ordering::SeqCst) > 0);
+    // Long enough for a turn that would end too early.
+    tokio::time::sleep(Duration::from_millis(50)).await;
     let (found, ()) = tokio::join!(caller.layer(3, 4), async {
         until("the next batch waits", || shard.service.status().queued_rows > 0).await;
         shard.gate.open();
