@@ -11,7 +11,7 @@ BENCH_MODEL ?= target/bench/lite6
 CUDA_COMPILER = $${CUDA_HOME:-$$(deploy/install-cuda-compiler.sh target/cuda-compiler)}
 
 # One build serves all tests: it has the shim that runs CUDA kernels on the processor.
-TESTED = --release --locked --workspace --features conclave-kernels/cuda-shim,conclave-tests/cuda-shim
+TESTED = --release --locked --workspace --features conclave-kernels/cuda-shim,conclave-expert/cuda-shim,conclave-tests/cuda-shim
 
 .PHONY: help run build tested-build test unit kernels gpu e2e check bench cluster golden deps clean
 
@@ -31,7 +31,7 @@ tested-build:
 	$(CARGO) build $(TESTED)
 
 unit: ## unit tests only
-	$(CARGO) test --release --locked --workspace --exclude conclave-tests --features conclave-kernels/cuda-shim
+	$(CARGO) test --release --locked --workspace --exclude conclave-tests --features conclave-kernels/cuda-shim,conclave-expert/cuda-shim
 
 kernels: ## tests of the CUDA kernels, on the processor and with the CUDA compiler (REQUIRE_NVCC=1: fail without it)
 	CUDA_HOME="$(CUDA_COMPILER)" $(CARGO) test $(TESTED) \
@@ -54,7 +54,7 @@ $(VENV)/.installed: tests/clients/requirements.txt
 
 check: ## formatting, lints, licences, documentation
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --release --locked --workspace --all-targets --features conclave-kernels/cuda-shim -- -D warnings
+	$(CARGO) clippy --release --locked --workspace --all-targets --features conclave-kernels/cuda-shim,conclave-expert/cuda-shim -- -D warnings
 	@home="$(CUDA_COMPILER)"; if [ -z "$$home" ]; then echo "SKIP lints of feature cuda: no CUDA compiler"; else \
 		CUDA_HOME="$$home" $(CARGO) clippy --release --locked -p conclave-kernels --features cuda,cuda-shim --lib --examples \
 		-- -D warnings; fi

@@ -78,9 +78,13 @@ class Processes:
             time.sleep(0.1)
         raise Failure(f"{path} of port {port}: not well after {READY} s")
 
-    def last_words(self, name):
+    def lines(self, name, word=""):
+        """Of its log, those with a word in them."""
         lines = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()
-        return " | ".join(lines[-3:])
+        return [line for line in lines if word in line]
+
+    def last_words(self, name):
+        return " | ".join(self.lines(name)[-3:])
 
 
 def serve(conclave, model, device, folder):
@@ -92,9 +96,9 @@ def serve(conclave, model, device, folder):
     return ready(processes, port), port
 
 
-def cluster(conclave, etcd, model, device, shards, attention, folder, data):
-    """etcd (its files in `data`), an expert process for each of `shards`, attention with its own flags, a router; gives the
-    processes and the ports of its APIs."""
+def cluster(conclave, etcd, model, device, shards, attention, folder, data, both=()):
+    """etcd (its files in `data`), an expert process for each of `shards`, attention with its own flags, a router; `both` are
+    flags of experts and attention. Gives the processes and the ports of its APIs."""
     processes = Processes(folder)
     etcd_port, peer, port, grpc = (free_port() for _ in range(4))
     url, peers = f"http://127.0.0.1:{etcd_port}", f"http://127.0.0.1:{peer}"
@@ -105,7 +109,7 @@ def cluster(conclave, etcd, model, device, shards, attention, folder, data):
     try:
         processes.wait(etcd_port, "/health")
         common = ["--model", model, "--etcd", url]
-        own = ["--device", device, "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0"]
+        own = ["--device", device, "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0", *both]
         for number, shard in enumerate(shards):
             processes.start(f"expert-{number}", [conclave, "expert", *common, *own, "--shard", shard])
         processes.start("attention", [conclave, "attention", *common, *own, *attention])

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,31 @@ def prompt_of(model, length):
     return [1 + (at * 6007) % (vocab - 1) for at in range(length)]
 
 
+def killed(processes, port, prompt, tokens):
+    """The answer to a request while which the first expert is killed."""
+    done = threading.Event()
+
+    def kill(count):
+        if count >= tokens // 3 and not done.is_set():
+            done.set()
+            processes.kill("expert-0")
+
+    answer = stream(port, prompt, tokens, kill)
+    if not done.is_set():
+        raise Failure("no expert was killed")
+    return answer
+
+
+def compared(expected, answers):
+    """Which answers have the bits that are expected; none may have others."""
+    same = {name: answer == expected for name, answer in answers.items()}
+    for name, yes in same.items():
+        print(f"    same bits, {name}: {'yes' if yes else 'no'}", flush=True)
+    if not all(same.values()):
+        raise Failure(f"other bits: {', '.join(name for name, yes in same.items() if not yes)}")
+    return same
+
+
 class Engine:
     def __init__(self, steps, tools, device, sizes):
         self.steps, self.tools, self.device, self.sizes = steps, tools, device, sizes
@@ -58,6 +84,7 @@ class Engine:
             return
         self.make("make a small checkpoint", self.bits_model, self.sizes.bits)
         self.steps.call("same bits", self.same_bits, 100)
+        self.steps.call("ways of rows and sums", self.payloads, 100)
         if model:
             self.model = Path(model)
         elif not self.make("make a checkpoint", self.model, self.sizes.synth):
@@ -121,10 +148,13 @@ class Engine:
         if not self.tools.etcd:
             raise Skip("no etcd was carried")
 
-    def cluster(self, model, shards, name):
+    def cluster(self, model, shards, name, payload=None):
+        """`payload`: layers are dispatched by attention itself, rows and sums go that way."""
         data = self.tools.scratch / f"etcd-{name}"
         programs, folder = (self.tools.conclave, self.tools.etcd), self.steps.results / name
-        return cluster(*programs, model, self.device, shards, self.step(), folder, data)
+        attention = self.step() + (["--dispatch", "embedded"] if payload else [])
+        both = ["--payload", payload] if payload else []
+        return cluster(*programs, model, self.device, shards, attention, folder, data, both)
 
     def serve(self, model, name):
         return serve(self.tools.conclave, model, self.device, self.steps.results / name)
@@ -146,22 +176,30 @@ class Engine:
                 answers[f"{count} expert processes"] = stream(port, prompt, tokens)
         processes, port, _ = self.cluster(model, ["1/2", "2/2", "1/2", "2/2"], "expert-killed")
         with processes:
-            killed = threading.Event()
+            answers["an expert killed"] = killed(processes, port, prompt, tokens)
+        return compared(expected, answers)
 
-            def kill(count):
-                if count >= tokens // 3 and not killed.is_set():
-                    killed.set()
-                    processes.kill("expert-0")
-
-            answers["an expert killed"] = stream(port, prompt, tokens, kill)
-        if not killed.is_set():
-            raise Failure("no expert was killed")
-        same = {name: answer == expected for name, answer in answers.items()}
-        for name, yes in same.items():
-            print(f"    same bits, {name}: {'yes' if yes else 'no'}", flush=True)
-        if not all(same.values()):
-            raise Failure(f"other bits: {', '.join(name for name, yes in same.items() if not yes)}")
-        return same
+    def payloads(self):
+        """Tokens and logprobs of one request over four shards, two of each cell, by each way of rows and sums, one shard of
+        which is killed; and how long the tokens take."""
+        model, tokens = self.bits_model, self.sizes.stream
+        self.needs(model)
+        self.needs_etcd()
+        prompt, answers, seconds = prompt_of(model, 300), {}, {}
+        for way in ["messages", "auto", *(["ipc"] if self.device == "cuda" else [])]:
+            processes, port, _ = self.cluster(model, ["1/2", "2/2", "1/2", "2/2"], f"payload-{way}", way)
+            with processes:
+                answers[way] = stream(port, prompt, tokens)
+                began = time.monotonic()
+                answers[f"{way}, again"] = stream(port, prompt, tokens)
+                seconds[way] = time.monotonic() - began
+                answers[f"{way}, an expert killed"] = killed(processes, port, prompt, tokens)
+                links = processes.lines("attention", "payload=")
+            print(f"    {way}: {tokens} tokens in {seconds[way]:.2f} s", *links[:4], sep="\n      ", flush=True)
+            used = sum('payload="ipc"' in link for link in links)
+            if (used > 0) != (self.device == "cuda" and way != "messages"):
+                raise Failure(f"{way}: {used} of {len(links)} links by ipc: {links[:1]}")
+        return compared(answers["messages"], answers) | {f"{way}, seconds": took for way, took in seconds.items()}
 
     def beside(self):
         """transformers' logprobs of a prompt beside ours, and its speed."""

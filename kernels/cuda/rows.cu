@@ -23,6 +23,13 @@ KERNEL(rms_norm, const float* x, const float* gain, float* out, bf16* rounded, u
     });
 }
 
+// slots [S, H] at into [N] = their sum with those at from [N], rounded. No slot is named twice. Grid: N.
+KERNEL(add_slots, bf16* slots, const u32* into, const u32* from, u32 hidden) {
+    bf16* sum = slots + u64{into[blockIdx.x]} * hidden;
+    const bf16* other = slots + u64{from[blockIdx.x]} * hidden;
+    for_row(hidden, [=](u32 i) { sum[i] = to_bf16(to_float(sum[i]) + to_float(other[i])); });
+}
+
 // out [P, H] = x [R, H] at rows [P]. Grid: P.
 KERNEL(gather_bf16, const bf16* x, const u32* rows, bf16* out, u32 hidden) {
     const bf16* row = x + u64{rows[blockIdx.x]} * hidden;

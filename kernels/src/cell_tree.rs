@@ -126,6 +126,43 @@ fn add(act: Dtype, node: Node, parts: &[(Node, &[f32])], strip: Range<usize>, ou
     }
 }
 
+/// Additions of slots on a device, level by level, each as `[into, from]`: `slot[into] = round(slot[into] + slot[from])`. Those of
+/// a level name no slot twice; a level needs all levels before it.
+pub type Levels = Vec<[Vec<u32>; 2]>;
+
+/// Appends the additions by which [`sum_into`] adds up what lies under `node`, for sums of single groups that lie in slots:
+/// `parts` are (group, slot), ascending, inside `node`. The slot that holds the sum in the end; `None` where there is no part.
+///
+/// # Panics
+/// When a group is not inside `node`, or there twice.
+pub fn slot_sum(node: Node, parts: &[(usize, u32)], levels: &mut Levels) -> Option<u32> {
+    slot_and_level(node, parts, levels).map(|(slot, _)| slot)
+}
+
+/// The same, with the number of levels that the sum needs.
+fn slot_and_level(node: Node, parts: &[(usize, u32)], levels: &mut Levels) -> Option<(u32, usize)> {
+    if let [] | [_] = parts {
+        return parts.first().map(|(group, slot)| {
+            assert!((node.first..node.last).contains(group), "group {group} inside {node:?}");
+            (*slot, 0)
+        });
+    }
+    let (left, right) = node.children().expect("two groups do not fit into one");
+    let (below, above) = parts.split_at(parts.partition_point(|(group, _)| *group < left.last));
+    match (slot_and_level(left, below, levels), slot_and_level(right, above, levels)) {
+        (Some((into, left)), Some((from, right))) => {
+            let level = left.max(right);
+            if levels.len() == level {
+                levels.push(Default::default());
+            }
+            levels[level][0].push(into);
+            levels[level][1].push(from);
+            Some((into, level + 1))
+        }
+        (one, other) => one.or(other),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -217,6 +254,36 @@ mod tests {
             let mut found = vec![0.0; 70];
             let any = sum_into(act, groups, Node::root(groups), &parts, &mut found);
             prop_assert_eq!(any.then(|| bits(&found)), expected.map(|row| bits(&row)));
+        }
+
+        #[test]
+        fn sums_of_slots_have_the_bits_of_sums(
+            groups in prop::sample::select(vec![1usize, 2, 5, 6, 8, 13]),
+            present in prop::collection::vec(any::<bool>(), 3 * 13),
+            values in prop::collection::vec(-100f32..100.0, 3 * 13),
+            act in prop::sample::select(vec![Dtype::F32, Dtype::Bf16]),
+        ) {
+            let mut slots = values;
+            activation::round(act, &mut slots);
+            let (mut levels, mut roots, mut expected) = (Levels::new(), Vec::new(), Vec::new());
+            for row in 0..3 {
+                let held = (0..groups).filter(|group| present[row * 13 + group]);
+                let parts: Vec<(usize, u32)> = held.map(|group| (group, (row * 13 + group) as u32)).collect();
+                roots.push(slot_sum(Node::root(groups), &parts, &mut levels));
+                let leaf = |group: usize| present[row * 13 + group].then(|| vec![slots[row * 13 + group]]);
+                expected.push(definition(act, Node::root(groups), &leaf).map(|sum| sum[0].to_bits()));
+            }
+            for [into, from] in &levels {
+                let named: std::collections::BTreeSet<&u32> = into.iter().chain(from).collect();
+                prop_assert_eq!(named.len(), into.len() + from.len(), "a slot is named twice");
+                for (into, from) in into.iter().zip(from) {
+                    let mut sum = [slots[*into as usize] + slots[*from as usize]];
+                    activation::round(act, &mut sum);
+                    slots[*into as usize] = sum[0];
+                }
+            }
+            let found: Vec<Option<u32>> = roots.iter().map(|root| root.map(|slot| slots[slot as usize].to_bits())).collect();
+            prop_assert_eq!(found, expected);
         }
     }
 }

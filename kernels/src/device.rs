@@ -4,7 +4,7 @@
 //! an operation says so. Every output element is accumulated in an order fixed by its own coordinates: never by the number
 //! of rows.
 
-use crate::{Dtype, FoundToken, KernelError, RotaryTable, StepRows, TokenAsk, Weight};
+use crate::{Dtype, FoundToken, GroupedSums, KernelError, Published, RotaryTable, StepRows, TokenAsk, Wanted, Weight};
 
 /// A SwiGLU block: `down( silu(gate·x) ⊙ (up·x) )`.
 #[derive(Debug)]
@@ -99,6 +99,9 @@ pub trait Device: Send + Sync + 'static {
     type Batch: Default + Send + 'static;
     /// What a dispatch point needs, on its way to the host.
     type Fetched: Send + 'static;
+
+    /// Memory that two processes see; [`NotShared`](crate::NotShared) where a device has none.
+    type Shared: Send + Sync + 'static;
 
     /// Whether operations are queued, and done while the host goes on.
     const QUEUES: bool = false;
@@ -283,5 +286,57 @@ pub trait Device: Send + Sync + 'static {
     ) -> Result<Vec<Option<FoundToken>>, KernelError> {
         let _ = (logits, mask);
         Ok(vec![None; asks.len()])
+    }
+
+    /// Memory of `bytes` zeros that another process can read, and the handle that it opens it by.
+    ///
+    /// # Errors
+    /// When the device shares none ([`KernelError::NotShared`]) or has not as much.
+    fn share(&self, bytes: usize) -> Result<(Self::Shared, Vec<u8>), KernelError> {
+        let _ = bytes;
+        Err(KernelError::NotShared { device: self.numerics() })
+    }
+    /// At least `bytes` bytes of another process's memory, to be read. That process has to keep it until this is dropped.
+    ///
+    /// # Errors
+    /// When the device shares none, the handle is of another kind, or the memory cannot be reached or is smaller.
+    fn open_shared(&self, handle: &[u8], bytes: usize) -> Result<Self::Shared, KernelError> {
+        let _ = (handle, bytes);
+        Err(KernelError::NotShared { device: self.numerics() })
+    }
+    /// Reads the beginning of shared memory, at once: not behind what was queued.
+    ///
+    /// # Errors
+    /// When there is less of it, or the device has failed.
+    fn read_shared(&self, memory: &Self::Shared, bytes: &mut [u8]) -> Result<(), KernelError> {
+        let _ = (memory, bytes);
+        Err(KernelError::NotShared { device: self.numerics() })
+    }
+    /// Makes the device's board, of `bytes` bytes, unless there is one; the handle that others open it by.
+    ///
+    /// # Errors
+    /// As for [`Device::share`], or when there is a smaller one.
+    fn make_board(&self, bytes: usize) -> Result<Vec<u8>, KernelError> {
+        let _ = bytes;
+        Err(KernelError::NotShared { device: self.numerics() })
+    }
+    /// Lays `x`, rounded to the activation type, on the board; it is there for others when something that was queued later has
+    /// been read. `None`: there is no board, `x` does not fit, or other rows are there that somebody may still want.
+    fn publish(&self, x: &Self::Buffer) -> Option<Published> {
+        let _ = x;
+        None
+    }
+    /// As [`Device::grouped_ffn`], then the slots' sums are added up, level by level, and those that are wanted are laid down.
+    /// They are there when it returns.
+    ///
+    /// # Errors
+    /// When the device shares no memory or has failed.
+    fn grouped_sums(
+        &self,
+        work: &GroupedSums<'_, Self::Matrix, Self::Shared>,
+        wanted: &mut [Wanted<'_, Self::Shared>],
+    ) -> Result<(), KernelError> {
+        let _ = (work, wanted);
+        Err(KernelError::NotShared { device: self.numerics() })
     }
 }

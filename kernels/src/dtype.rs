@@ -17,7 +17,7 @@ pub enum Dtype {
 
 impl Dtype {
     /// Bytes of one element.
-    pub fn size(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,

@@ -18,6 +18,7 @@ mod rates;
 mod reference;
 mod rotary;
 mod scratch;
+mod shared;
 mod step;
 mod tasks;
 mod tokens;
@@ -30,6 +31,7 @@ pub use pool::Pool;
 pub use rates::RateProbe;
 pub use reference::Reference;
 pub use rotary::RotaryTable;
+pub use shared::{GroupedSums, NotShared, Published, RowsAt, SumsAt, Wanted};
 pub use step::{RowSpan, StepRows};
 pub use tokens::{Drawing, FoundToken, LogitChange, TokenAsk, TokenSource};
 pub use weight::Weight;
@@ -52,6 +54,9 @@ pub enum KernelError {
     /// A device that can compute no more. Every later result is refused with the same message.
     #[error("the device has failed: {0}")]
     Failed(String),
+    /// Memory that only some devices share.
+    #[error("device {device}: shares no memory with other processes (expected one of kind cuda)")]
+    NotShared { device: String },
     /// The operating system gave no memory or thread.
     #[error("{what}: {source}")]
     Os { what: &'static str, source: std::io::Error },

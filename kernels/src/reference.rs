@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::{
-    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool, RotaryTable, RowSpan, StepRows,
-    Weight, activation,
+    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, NotShared, Pool, RotaryTable, RowSpan,
+    StepRows, Weight, activation,
     arena::Arena,
     cache::LatentCache,
     grid::Grid,
@@ -97,6 +97,7 @@ impl Device for Reference {
     type Buffer = Vec<f32>;
     type Batch = StepRows;
     type Fetched = (Vec<u8>, Vec<f32>);
+    type Shared = NotShared;
 
     fn activation(&self) -> Dtype {
         Dtype::F32

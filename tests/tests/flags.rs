@@ -73,6 +73,23 @@ fn what_contradicts_the_model_the_device_or_the_machine_is_refused_by_its_flag()
             "conclave: --kernel-dir /nowhere: No such file or directory (os error 2); expected a directory".to_owned(),
         ),
         (
+            format!("expert {nobody} --payload ipc --device reference"),
+            "conclave: --payload ipc: device reference-1: shares no memory with other processes".to_owned(),
+        ),
+        (
+            format!("attention {nobody} --payload ipc --device reference --dispatch embedded"),
+            "conclave: --payload ipc: device reference-1: shares no memory with other processes".to_owned(),
+        ),
+        (
+            format!("attention {nobody} --payload ipc"),
+            "conclave: --payload ipc: layers go to a router, which has no device; needed is --dispatch embedded"
+                .to_owned(),
+        ),
+        (
+            format!("expert {nobody} --payload ipc --same-host off"),
+            "conclave: --payload ipc: needs the sockets of members of one host, which --same-host off".to_owned(),
+        ),
+        (
             format!("expert {nobody} --kernel-dir {file}"),
             format!("conclave: --kernel-dir {file}: found a file, expected a directory of kernels"),
         ),

@@ -47,7 +47,7 @@ fn every_step_of_the_engine_runs_in_small_on_the_processor() {
         found.unwrap_or_else(|| panic!("no step {name}: {said}"))
     };
     let benches = ["bench, one process", "bench, one process, not exact", "bench, several processes"];
-    for step in ["make a checkpoint", "same bits"].into_iter().chain(benches) {
+    for step in ["make a checkpoint", "same bits", "ways of rows and sums"].into_iter().chain(benches) {
         assert_eq!(state(step).1, "passed", "{said}");
     }
     // Whoever reads results finds the figures in them, and who was compared with whom.

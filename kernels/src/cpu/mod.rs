@@ -23,8 +23,8 @@ use products::Product;
 pub use rates::CpuRates;
 
 use crate::{
-    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool, RotaryTable, StepRows, Weight,
-    activation,
+    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, NotShared, Pool, RotaryTable, StepRows,
+    Weight, activation,
     arena::Arena,
     cache::LatentCache,
     grid::Grid,
@@ -153,6 +153,7 @@ impl Device for Cpu {
     type Buffer = Vec<f32>;
     type Batch = StepRows;
     type Fetched = (Vec<u8>, Vec<f32>);
+    type Shared = NotShared;
 
     fn activation(&self) -> Dtype {
         Dtype::Bf16

@@ -15,12 +15,13 @@ use super::{
     operand::Operand,
     plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, MOST_LOGITS, RmsNorm},
     products::{self, Block},
+    shared::{Board, CudaShared},
     sm90, tokens,
     weights::{CudaMatrix, CudaRotary},
 };
 use crate::{
-    Device, Dtype, ExpertRows, Ffn, FoundToken, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, StepRows,
-    TokenAsk, Weight,
+    Device, Dtype, ExpertRows, Ffn, FoundToken, GroupedSums, KernelError, LatentWrite, Mla, MlaShape, Published,
+    RotaryTable, StepRows, TokenAsk, Wanted, Weight,
 };
 
 /// A GPU, or the shim, as a device.
@@ -44,6 +45,7 @@ pub struct Cuda<D: Driver> {
     /// with its rows.
     heads: AtomicUsize,
     relaxed: AtomicBool,
+    board: Mutex<Option<Board<D::Memory>>>,
 }
 
 /// What a dispatch point needs, on its way to the host.
@@ -79,6 +81,7 @@ impl<D: Driver> Cuda<D> {
             tokens,
             heads,
             relaxed: AtomicBool::new(false),
+            board: Mutex::default(),
         }
     }
 
@@ -132,6 +135,7 @@ impl<D: Driver> Device for Cuda<D> {
     type Buffer = Buffer<D>;
     type Batch = CudaBatch<D::Memory>;
     type Fetched = CudaFetched<D::Copy>;
+    type Shared = CudaShared<D::Memory>;
 
     const QUEUES: bool = true;
 
@@ -389,5 +393,38 @@ impl<D: Driver> Device for Cuda<D> {
             let (vocab, logits) = (logits.length / asks.len().max(1), logits.change(driver)?);
             tokens::find(driver, &mut working, (logits, vocab), mask, asks)
         })
+    }
+
+    fn share(&self, bytes: usize) -> Result<(Self::Shared, Vec<u8>), KernelError> {
+        Ok(CudaShared::new(&self.driver, bytes)?)
+    }
+
+    fn open_shared(&self, handle: &[u8], bytes: usize) -> Result<Self::Shared, KernelError> {
+        Ok(CudaShared::open(&self.driver, handle, bytes)?)
+    }
+
+    fn read_shared(&self, memory: &Self::Shared, bytes: &mut [u8]) -> Result<(), KernelError> {
+        Ok(memory.read(&self.driver, bytes)?)
+    }
+
+    fn make_board(&self, bytes: usize) -> Result<Vec<u8>, KernelError> {
+        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(Board::make(&mut board, &self.driver, bytes)?)
+    }
+
+    fn publish(&self, x: &Buffer<D>) -> Option<Published> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let board = board.as_ref()?;
+        // An error is met again by who reads results.
+        self.attempt(|driver| board.publish(driver, x)).ok()?
+    }
+
+    fn grouped_sums(
+        &self,
+        work: &GroupedSums<'_, Matrix<D>, Self::Shared>,
+        wanted: &mut [Wanted<'_, Self::Shared>],
+    ) -> Result<(), KernelError> {
+        let mut working = self.experts.lock().unwrap_or_else(PoisonError::into_inner);
+        self.attempt(|driver| working.run_sums(driver, work, wanted))
     }
 }

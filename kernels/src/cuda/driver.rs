@@ -100,6 +100,34 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// When the device fails, or a launch before failed.
     fn seconds(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64, CudaError>;
+
+    /// Memory of `bytes` zeros that other processes can open: an allocation of its own, and the handle for [`Driver::import`].
+    ///
+    /// # Errors
+    /// When there is not as much, or it cannot be shared.
+    fn export(&self, bytes: usize) -> Result<(Self::Memory, Vec<u8>), CudaError> {
+        let _ = bytes;
+        Err(unshared(&self.name()))
+    }
+    /// Memory that another process exported, and its bytes. That process has to keep it until this has been dropped.
+    ///
+    /// # Errors
+    /// When the handle is none of this kind of driver, or the memory cannot be reached from here.
+    fn import(&self, handle: &[u8]) -> Result<(Self::Memory, usize), CudaError> {
+        let _ = handle;
+        Err(unshared(&self.name()))
+    }
+    /// As [`Driver::download`], but not behind what was queued.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn download_beside(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.download(memory, offset, bytes)
+    }
+}
+
+fn unshared(name: &str) -> CudaError {
+    CudaError::Missing { missing: "memory that processes share", detail: format!("{name} has none") }
 }
 
 /// A kernel to run, on how many threads.

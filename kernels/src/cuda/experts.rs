@@ -7,10 +7,12 @@ use super::{
     operand::{Operand, View},
     plain::{CombinePairs, GatherBf16, GroupedLinear, Swiglu},
     products::blocks,
+    shared::CudaShared,
     sm90::{self, Tokens},
+    sums::{self, Filled, RowsPlace},
     weights::{self, CudaMatrix, Tiles},
 };
-use crate::{Dtype, ExpertRows, activation};
+use crate::{Dtype, ExpertRows, GroupedSums, RowsAt, SumsAt, Wanted, activation};
 
 /// Where the rows begin behind the tables.
 const ROWS_ALIGN: usize = 256;
@@ -41,10 +43,9 @@ impl<M> Default for Experts<M> {
     }
 }
 
-/// Sizes of a grouped block: `R` rows, `P` pairs of a row and an expert, `S` slots.
+/// Sizes of a grouped block: `P` pairs of a row and an expert, `S` slots.
 #[derive(Clone, Copy)]
 struct Sizes {
-    rows: usize,
     pairs: usize,
     slots: usize,
     hidden: usize,
@@ -97,6 +98,17 @@ impl Served {
 
 type Rows<'a, M> = ExpertRows<'a, CudaMatrix<M>>;
 
+/// What is to be filled: see [`GroupedSums`].
+struct Request<'a, M> {
+    x: &'a [RowsAt<'a, CudaShared<M>>],
+    experts: &'a [&'a Rows<'a, M>],
+    slots: usize,
+    /// u32 that go up with the tables.
+    extra: Vec<u32>,
+    /// Sums that are laid together to be read.
+    gathered: usize,
+}
+
 impl<M: Send + Sync + 'static> Experts<M> {
     /// `sums [S, H]` of rows in bf16, in parts. Waits.
     pub(super) fn run<D: Driver<Memory = M>>(
@@ -106,44 +118,95 @@ impl<M: Send + Sync + 'static> Experts<M> {
         experts: &[Rows<'_, M>],
         sums: &mut [f32],
     ) -> Result<(), CudaError> {
-        let experts: Vec<&Rows<'_, M>> = experts.iter().filter(|expert| !expert.rows.is_empty()).collect();
+        let experts = with_rows(experts);
         let Some(one) = experts.first() else {
             sums.fill(0.0);
             return Ok(());
         };
-        let (hidden, inner) = (one.ffn.gate.cols, one.ffn.gate.rows);
-        let sizes = Sizes {
-            rows: x.iter().map(|part| part.len()).sum::<usize>() / (hidden * Dtype::Bf16.size()),
-            pairs: experts.iter().map(|expert| expert.rows.len()).sum(),
-            slots: sums.len() / hidden,
-            hidden,
-            inner,
-        };
-        let served = Served::new(driver, &experts)?;
-        let tables = Tables::new(&experts, sizes.slots, &served);
-        let (bf16, f32) = (Dtype::Bf16.size(), Dtype::F32.size());
-        let rows_at = tables.bytes().next_multiple_of(ROWS_ALIGN);
-        let up = rows_at + sizes.rows * hidden * bf16;
-        let (memory, [_, y, out]) = self.memory.parts(driver, [up, sizes.pairs * hidden * f32, sums.len() * bf16])?;
-        // All that the block needs goes up in one copy.
-        let padding = [0; ROWS_ALIGN];
-        let padding = &padding[..rows_at - tables.bytes()];
-        driver.upload_parts(memory, 0, &[&tables.parts()[..], &[padding], x].concat())?;
-
-        let address = |start: usize| driver.address(memory) + start as u64;
-        let groups = experts.iter().map(|expert| expert.rows.len()).collect();
-        let block = Block { sizes, index: tables.at(address(0)), groups };
-        block.gather(driver, address(rows_at), &mut self.operands.x)?;
-        match served {
-            Served::Plain(_) => block.plain(driver, &mut self.operands, address(y))?,
-            Served::Sm90(_) => block.sm90(driver, &mut self.operands, address(y))?,
-        }
-        block.combine(driver, address(y), address(out))?;
-        self.sums.resize(sums.len() * bf16, 0);
-        driver.download(memory, out, &mut self.sums)?;
-        activation::decode_into(Dtype::Bf16, &self.sums, sums);
+        let x: Vec<_> = x.iter().map(|part| RowsAt::Host(part)).collect();
+        let slots = sums.len() / one.ffn.gate.cols;
+        let request = Request { x: &x, experts: &experts, slots, extra: Vec::new(), gathered: 0 };
+        let Self { memory, operands, sums: bytes } = self;
+        let filled = fill(driver, memory, operands, &request)?;
+        bytes.resize(sums.len() * Dtype::Bf16.size(), 0);
+        driver.download(filled.memory, filled.slots, bytes)?;
+        activation::decode_into(Dtype::Bf16, bytes, sums);
         Ok(())
     }
+
+    /// The same of rows and to sums that may lie in shared memory, added up. Waits.
+    pub(super) fn run_sums<D: Driver<Memory = M>>(
+        &mut self,
+        driver: &D,
+        work: &GroupedSums<'_, CudaMatrix<M>, CudaShared<M>>,
+        wanted: &mut [Wanted<'_, CudaShared<M>>],
+    ) -> Result<(), CudaError> {
+        let experts = with_rows(work.experts);
+        if experts.is_empty() {
+            assert!(wanted.iter().all(|sums| sums.slots.is_empty()), "sums of no experts");
+            return Ok(());
+        }
+        let adds = work.levels.iter().flatten().flatten();
+        let extra = adds.chain(wanted.iter().flat_map(|sums| sums.slots)).copied().collect();
+        let of_host = wanted.iter().filter(|sums| matches!(sums.to, SumsAt::Host(_)));
+        let gathered = of_host.map(|sums| sums.slots.len()).sum();
+        let request = Request { x: work.x, experts: &experts, slots: work.slots, extra, gathered };
+        let Self { memory, operands, sums: bytes } = self;
+        let filled = fill(driver, memory, operands, &request)?;
+        filled.lay_down(driver, work.levels, wanted)?;
+        bytes.resize(filled.row_bytes() * gathered, 0);
+        driver.download(filled.memory, filled.gathered, bytes)?;
+        let mut bytes = &bytes[..];
+        for sums in wanted {
+            if let SumsAt::Host(to) = &mut sums.to {
+                let (own, rest) = bytes.split_at(filled.row_bytes() * sums.slots.len());
+                to.clear();
+                to.extend_from_slice(own);
+                bytes = rest;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn with_rows<'a, M>(experts: &'a [Rows<'a, M>]) -> Vec<&'a Rows<'a, M>> {
+    experts.iter().filter(|expert| !expert.rows.is_empty()).collect()
+}
+
+/// Queues what fills the slots.
+fn fill<'m, D: Driver>(
+    driver: &D,
+    memory: &'m mut Growing<D::Memory>,
+    operands: &mut Operands<D::Memory>,
+    request: &Request<'_, D::Memory>,
+) -> Result<Filled<'m, D::Memory>, CudaError> {
+    let &Request { x, experts, slots, .. } = request;
+    let (hidden, inner) = (experts[0].ffn.gate.cols, experts[0].ffn.gate.rows);
+    let (bf16, f32) = (Dtype::Bf16.size(), Dtype::F32.size());
+    let rows: usize = x.iter().map(|part| sums::count(part, hidden)).sum();
+    let sizes = Sizes { pairs: experts.iter().map(|expert| expert.rows.len()).sum(), slots, hidden, inner };
+    let served = Served::new(driver, experts)?;
+    let tables = Tables::new(experts, slots, &served);
+    let extra = [&sums::shared_rows(x)[..], &request.extra].concat();
+    let rows_at = (tables.bytes() + size_of_val(&extra[..])).next_multiple_of(ROWS_ALIGN);
+    let (up, gathered) = (rows_at + rows * hidden * bf16, request.gathered * hidden * bf16);
+    let parts = [up, sizes.pairs * hidden * f32, slots * hidden * bf16, gathered];
+    let (memory, [_, y, out, gathered]) = memory.parts(driver, parts)?;
+    // All that the block needs goes up in one copy, but for rows behind those that lie in shared memory.
+    let head = [&tables.parts()[..], &[bytemuck::cast_slice(&extra)]].concat();
+    let place = RowsPlace { memory, rows: rows_at, index: tables.bytes(), hidden };
+    let extra = place.take(driver, head, x)?;
+
+    let address = |start: usize| driver.address(memory) + start as u64;
+    let groups = experts.iter().map(|expert| expert.rows.len()).collect();
+    let block = Block { sizes, index: tables.at(address(0)), groups };
+    block.gather(driver, address(rows_at), &mut operands.x)?;
+    match served {
+        Served::Plain(_) => block.plain(driver, operands, address(y))?,
+        Served::Sm90(_) => block.sm90(driver, operands, address(y))?,
+    }
+    block.combine(driver, address(y), address(out))?;
+    Ok(Filled { memory, hidden, slots: out, extra, gathered })
 }
 
 /// What kernels look up, on the host: see [`Index`].

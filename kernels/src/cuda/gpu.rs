@@ -15,7 +15,7 @@ use cudarc::driver::{
 };
 
 use super::{
-    CudaError, Driver, Element, EncodedMap, Launch, MOST_DIMENSIONS, TensorMap,
+    CudaError, Driver, Element, EncodedMap, Launch, MOST_DIMENSIONS, TensorMap, ipc,
     pinned::{Download, Downloads, Uploads},
 };
 
@@ -38,6 +38,8 @@ pub struct GpuOptions {
 pub struct Gpu {
     uploads: Mutex<Uploads>,
     downloads: Mutex<Downloads>,
+    /// On a stream of their own.
+    beside: Mutex<Downloads>,
     pub(super) device: Arc<Device>,
     modules: Vec<Module>,
     functions: Mutex<HashMap<String, Function>>,
@@ -80,6 +82,8 @@ pub struct GpuMemory {
     device: Arc<Device>,
     address: u64,
     bytes: usize,
+    /// Another process's, and only mapped here.
+    imported: bool,
 }
 
 impl GpuMemory {
@@ -94,8 +98,11 @@ impl Drop for GpuMemory {
         if self.bytes == 0 {
             return;
         }
-        // SAFETY: from malloc_sync, and not used any more; the call waits for kernels under way.
-        let freed = self.device.context.bind_to_thread().and_then(|()| unsafe { result::free_sync(self.address) });
+        let freed = self.device.context.bind_to_thread().and_then(|()| match self.imported {
+            true => ipc::close(self.address),
+            // SAFETY: from malloc_sync, and not used any more; the call waits for kernels under way.
+            false => unsafe { result::free_sync(self.address) },
+        });
         if let Err(error) = freed {
             tracing::warn!(%error, bytes = self.bytes, "cannot free device memory");
         }
@@ -119,7 +126,8 @@ impl Gpu {
         }
         let gpu = |error: DriverError| CudaError::Missing { missing: "a GPU", detail: error.to_string() };
         let context = CudaContext::new(options.ordinal).map_err(gpu)?;
-        let stream = context.new_stream().map_err(|error| device("make a CUDA stream", &error))?;
+        let new_stream = || context.new_stream().map_err(|error| device("make a CUDA stream", &error));
+        let (stream, beside) = (new_stream()?, new_stream()?);
         let name = context.name().map_err(|error| device("ask for the GPU's name", &error))?;
         let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(attribute).map_err(|error| device("count multiprocessors", &error))?;
@@ -130,6 +138,7 @@ impl Gpu {
         Ok(Self {
             uploads: Mutex::new(Uploads::new(&context, &stream).map_err(pinned)?),
             downloads: Mutex::new(Downloads::new(&context, &stream)),
+            beside: Mutex::new(Downloads::new(&context, &beside)),
             device: Arc::new(Device { context, stream }),
             modules,
             functions: Mutex::default(),
@@ -294,7 +303,7 @@ impl Driver for Gpu {
             _ => unsafe { result::malloc_sync(bytes) }
                 .map_err(|error| CudaError::Memory { bytes, detail: error.to_string() })?,
         };
-        Ok(GpuMemory { device: self.device.clone(), address, bytes })
+        Ok(GpuMemory { device: self.device.clone(), address, bytes, imported: false })
     }
 
     fn zero(&self, memory: &GpuMemory, range: Range<usize>) -> Result<(), CudaError> {
@@ -359,6 +368,32 @@ impl Driver for Gpu {
         let milliseconds =
             from.elapsed_ms(to).map_err(|error| device("wait for a place in the GPU's queue", &error))?;
         Ok(f64::from(milliseconds) / 1e3)
+    }
+
+    fn export(&self, bytes: usize) -> Result<(GpuMemory, Vec<u8>), CudaError> {
+        let mut memory = self.allocate(ipc::whole(bytes))?;
+        memory.bytes = bytes;
+        self.zero(&memory, 0..bytes)?;
+        self.device.stream.synchronize().map_err(|error| device("wait for the GPU", &error))?;
+        let handle = ipc::handle(memory.address, bytes).map_err(|error| device("share device memory", &error))?;
+        Ok((memory, handle))
+    }
+
+    fn import(&self, handle: &[u8]) -> Result<(GpuMemory, usize), CudaError> {
+        self.device.bind()?;
+        let (address, bytes) = ipc::open(handle)?;
+        Ok((GpuMemory { device: self.device.clone(), address, bytes, imported: true }, bytes))
+    }
+
+    fn download_beside(&self, memory: &GpuMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        let part = (memory.at(offset..offset + bytes.len()), bytes.len());
+        self.device.bind()?;
+        let failed = |error: DriverError| device("copy from another process", &error);
+        // SAFETY: inside the memory, which stays until the copy has ended, below.
+        let copy = unsafe { lock(&self.beside).fetch(&[part]) }.map_err(failed)?;
+        let through = copy.take(&mut [bytes]).map_err(failed)?;
+        through.into_iter().for_each(|through| lock(&self.beside).reuse(through));
+        Ok(())
     }
 }
 

@@ -248,6 +248,20 @@ impl<D: GraphDriver> Driver for Graphs<D> {
     fn seconds(&self, from: &D::Mark, to: &D::Mark) -> Result<f64, CudaError> {
         self.after()?.seconds(from, to)
     }
+
+    fn export(&self, bytes: usize) -> Result<(GraphMemory<D>, Vec<u8>), CudaError> {
+        let (memory, handle) = self.after()?.export(bytes)?;
+        Ok((GraphMemory { memory, shared: self.0.clone() }, handle))
+    }
+
+    fn import(&self, handle: &[u8]) -> Result<(GraphMemory<D>, usize), CudaError> {
+        let (memory, bytes) = self.after()?.import(handle)?;
+        Ok((GraphMemory { memory, shared: self.0.clone() }, bytes))
+    }
+
+    fn download_beside(&self, memory: &GraphMemory<D>, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        self.0.driver.download_beside(&memory.memory, offset, bytes)
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ mod gpu;
 #[cfg(feature = "cuda")]
 mod gpu_graph;
 mod graphs;
+#[cfg(feature = "cuda")]
+mod ipc;
 mod kernel;
 mod launches;
 mod operand;
@@ -23,9 +25,13 @@ mod products;
 mod rates;
 #[cfg(any(feature = "cuda", test))]
 mod ring;
+mod shared;
+#[cfg(feature = "cuda-shim")]
+mod shared_map;
 #[cfg(feature = "cuda-shim")]
 mod shim;
 pub mod sm90;
+mod sums;
 mod tensor_map;
 mod tokens;
 mod weights;
@@ -44,6 +50,7 @@ pub use launches::Launches;
 #[cfg(feature = "cuda")]
 pub use pinned::Download;
 pub use rates::CudaRates;
+pub use shared::CudaShared;
 #[cfg(feature = "cuda-shim")]
 pub use shim::{Shim, ShimMemory};
 pub use tensor_map::{Element, EncodedMap, MOST_DIMENSIONS, TensorMap};

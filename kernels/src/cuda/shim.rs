@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use super::{CudaError, Driver, EncodedMap, GraphDriver, Launch, Launches, TensorMap, sm90};
+use super::{CudaError, Driver, EncodedMap, GraphDriver, Launch, Launches, TensorMap, shared_map::SharedMap, sm90};
 
 /// Runs kernels on fibres. Blocks, warps and lanes take turns as the seed decides.
 #[derive(Debug)]
@@ -39,6 +39,8 @@ impl Shim {
 pub struct ShimMemory {
     start: NonNull<u8>,
     bytes: usize,
+    /// Of another allocator: other processes map it too.
+    shared: Option<SharedMap>,
 }
 
 // SAFETY: the memory is owned; who shares it goes through the driver, as with a GPU's.
@@ -47,6 +49,10 @@ unsafe impl Send for ShimMemory {}
 unsafe impl Sync for ShimMemory {}
 
 impl ShimMemory {
+    fn shared(map: SharedMap) -> Self {
+        Self { start: map.start(), bytes: map.bytes(), shared: Some(map) }
+    }
+
     fn at(&self, range: Range<usize>) -> *mut u8 {
         assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
         // SAFETY: inside, as checked.
@@ -56,6 +62,9 @@ impl ShimMemory {
 
 impl Drop for ShimMemory {
     fn drop(&mut self) {
+        if self.shared.is_some() {
+            return;
+        }
         // SAFETY: from conclave_shim_allocate with this size, and not used any more.
         let whole = unsafe { conclave_shim_free(self.start.as_ptr().cast(), self.bytes) } == 1;
         assert!(whole || std::thread::panicking(), "a kernel wrote outside a buffer of {} bytes", self.bytes);
@@ -83,7 +92,7 @@ impl Driver for Shim {
         // SAFETY: gives memory of its own, or null.
         let start = NonNull::new(unsafe { conclave_shim_allocate(bytes) }.cast());
         let missing = || CudaError::Memory { bytes, detail: "the system has not as much".to_owned() };
-        Ok(ShimMemory { start: start.ok_or_else(missing)?, bytes })
+        Ok(ShimMemory { start: start.ok_or_else(missing)?, bytes, shared: None })
     }
 
     fn zero(&self, memory: &ShimMemory, range: Range<usize>) -> Result<(), CudaError> {
@@ -157,6 +166,17 @@ impl Driver for Shim {
 
     fn seconds(&self, from: &Instant, to: &Instant) -> Result<f64, CudaError> {
         Ok(to.duration_since(*from).as_secs_f64())
+    }
+
+    fn export(&self, bytes: usize) -> Result<(ShimMemory, Vec<u8>), CudaError> {
+        let (map, handle) = SharedMap::new(bytes)?;
+        Ok((ShimMemory::shared(map), handle))
+    }
+
+    fn import(&self, handle: &[u8]) -> Result<(ShimMemory, usize), CudaError> {
+        let memory = ShimMemory::shared(SharedMap::open(handle)?);
+        let bytes = memory.bytes;
+        Ok((memory, bytes))
     }
 }
 

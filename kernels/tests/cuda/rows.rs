@@ -2,7 +2,7 @@
 
 use conclave_kernels::{
     Dtype, RotaryTable, activation,
-    cuda::plain::{CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents},
+    cuda::plain::{AddSlots, CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents},
 };
 use proptest::prelude::*;
 
@@ -101,6 +101,27 @@ fn pairs_are_gathered_and_combined_in_order() {
         for pair in &order[first[slot] as usize..first[slot + 1] as usize] {
             let pair = *pair as usize;
             sums.iter_mut().zip(&y[pair * hidden..]).for_each(|(sum, y)| *sum += weights[pair] * y);
+        }
+    }
+    activation::round(Dtype::Bf16, &mut expected);
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn slots_are_added_and_rounded() {
+    let (slots, hidden) = (7usize, 261usize);
+    let values = Numbers::new(11).rounded(slots * hidden, 3.0);
+    let (into, from) = ([4u32, 0, 2], [1u32, 6, 3]);
+    let found = run(|rig| {
+        let (memory, into, from) = (rig.upload_bf16(&values), rig.upload(&into), rig.upload(&from));
+        let (slots, into, from) = (rig.at(&memory), rig.at(&into), rig.at(&from));
+        AddSlots { slots, into, from, hidden: hidden as u32, count: 3 }.launch(&rig.driver)?;
+        Ok(rig.download_bf16(&memory, values.len()))
+    });
+    let mut expected = values.clone();
+    for (into, from) in into.iter().zip(from) {
+        for at in 0..hidden {
+            expected[*into as usize * hidden + at] += values[from as usize * hidden + at];
         }
     }
     activation::round(Dtype::Bf16, &mut expected);

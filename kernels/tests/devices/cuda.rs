@@ -50,7 +50,7 @@ fn on_gpu(check: &mut impl Check) {
 
 /// The GPU, or a word that there is none.
 #[cfg(feature = "cuda")]
-fn gpu() -> Option<conclave_kernels::cuda::Gpu> {
+pub(crate) fn gpu() -> Option<conclave_kernels::cuda::Gpu> {
     use std::io::{self, Write};
     match conclave_kernels::cuda::Gpu::new(&Default::default()) {
         Ok(gpu) => Some(gpu),

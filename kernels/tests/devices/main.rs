@@ -8,4 +8,6 @@ mod expanded;
 #[path = "../cuda/numbers.rs"]
 #[allow(dead_code, reason = "shared with the tests of the CUDA kernels")]
 mod numbers;
+#[cfg(feature = "cuda-shim")]
+mod shared;
 mod support;

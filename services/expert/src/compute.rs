@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use conclave_cluster::MemberState;
 use conclave_dispatch::ModelShape;
 use conclave_kernels::{Device, Ffn, KernelError};
-use conclave_proto::v1::{Activation, ExpertBatch, ExpertResult, PartialSum, WorkError, WorkErrorKind};
+use conclave_proto::v1::{Activation, ExpertBatch, ExpertResult, WorkError, WorkErrorKind};
 use conclave_serve::lane::{self, Lane};
 use prometheus::{Counter, IntCounter};
 use tokio::sync::{Notify, watch};
 use tracing::Span;
 
 use crate::cells::Cells;
-use crate::merge::{self, Scratch};
+use crate::merge::{self, Input, Scratch, Sums};
 use crate::metrics::Metrics;
+use crate::pair::ShardPair;
 use crate::queue::LayerQueues;
 use crate::reply::Reply;
 use crate::validate::work_error;
@@ -25,17 +26,19 @@ use crate::validate::work_error;
 const LONGEST_RUN: Duration = Duration::from_secs(60);
 
 /// A checked batch that waits. It keeps the cells that it was accepted for.
-pub(crate) struct Job<M> {
+pub(crate) struct Job<D: Device> {
     pub(crate) batch: ExpertBatch,
-    pub(crate) cells: Arc<Cells<M>>,
+    /// Of the stream that it came over.
+    pub(crate) pair: Option<Arc<ShardPair<D>>>,
+    pub(crate) cells: Arc<Cells<D::Matrix>>,
     pub(crate) arrived: Instant,
     pub(crate) reply: Reply,
     pub(crate) span: Span,
 }
 
 /// What the service and its compute thread share.
-pub(crate) struct Shared<M> {
-    state: Mutex<State<M>>,
+pub(crate) struct Shared<D: Device> {
+    state: Mutex<State<D>>,
     /// Told when there is something to do, or the end has come.
     ready: Notify,
     /// Run by the compute thread while it waits for work.
@@ -45,8 +48,8 @@ pub(crate) struct Shared<M> {
     metrics: Metrics,
 }
 
-struct State<M> {
-    queues: LayerQueues<Job<M>>,
+struct State<D: Device> {
+    queues: LayerQueues<Job<D>>,
     /// Taken from the queues and not yet answered.
     running: usize,
     /// Since when.
@@ -63,7 +66,7 @@ pub(crate) enum Refusal {
     Closed,
 }
 
-impl<M> Shared<M> {
+impl<D: Device> Shared<D> {
     pub(crate) fn new(queue_rows: usize, lane: Arc<Lane>, metrics: Metrics) -> Arc<Self> {
         let queues = LayerQueues::new(queue_rows);
         let state = State { queues, running: 0, since: Instant::now(), closed: false };
@@ -80,11 +83,11 @@ impl<M> Shared<M> {
         state.running > 0 && now.saturating_duration_since(state.since) < LONGEST_RUN
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<M>> {
+    fn lock(&self) -> MutexGuard<'_, State<D>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, layer: u32, job: Job<M>) -> Result<(), Refusal> {
+    pub(crate) fn push(&self, layer: u32, job: Job<D>) -> Result<(), Refusal> {
         let mut state = self.lock();
         if state.closed {
             return Err(Refusal::Closed);
@@ -126,7 +129,7 @@ impl<M> Shared<M> {
     }
 
     /// Waits for work. `None` when closed. After work the next is likely to follow soon.
-    fn take(&self, merge_rows: usize, after_work: bool) -> Option<(u32, Vec<Job<M>>)> {
+    fn take(&self, merge_rows: usize, after_work: bool) -> Option<(u32, Vec<Job<D>>)> {
         self.lane.block_on(async {
             if after_work {
                 self.lane.stirrer().stir();
@@ -144,7 +147,7 @@ impl<M> Shared<M> {
     }
 
     /// What is to be done now: work, or `Some(None)` at the end.
-    fn poll(&self, merge_rows: usize) -> Option<Option<(u32, Vec<Job<M>>)>> {
+    fn poll(&self, merge_rows: usize) -> Option<Option<(u32, Vec<Job<D>>)>> {
         let mut state = self.lock();
         if state.closed {
             return Some(None);
@@ -168,7 +171,7 @@ impl<M> Shared<M> {
 pub(crate) struct Worker<D: Device> {
     pub(crate) device: Arc<D>,
     pub(crate) shape: ModelShape,
-    pub(crate) shared: Arc<Shared<D::Matrix>>,
+    pub(crate) shared: Arc<Shared<D>>,
     pub(crate) merge_rows: usize,
     pub(crate) metrics: Metrics,
     /// Rows and busy seconds of each group's cell, looked up once.
@@ -198,7 +201,7 @@ impl<D: Device> Worker<D> {
         while let Some((layer, jobs)) = self.shared.take(self.merge_rows, after_work) {
             after_work = true;
             let now = Instant::now();
-            let wanted: Vec<Job<D::Matrix>> = jobs.into_iter().filter_map(|job| self.still_wanted(job, now)).collect();
+            let wanted: Vec<Job<D>> = jobs.into_iter().filter_map(|job| self.still_wanted(job, now)).collect();
             if !wanted.is_empty()
                 && let Err(error) = self.compute(layer, wanted, &mut scratch)
             {
@@ -210,9 +213,13 @@ impl<D: Device> Worker<D> {
     }
 
     /// Leaves out what nobody waits for and answers what is too late.
-    fn still_wanted(&self, job: Job<D::Matrix>, now: Instant) -> Option<Job<D::Matrix>> {
+    fn still_wanted(&self, job: Job<D>, now: Instant) -> Option<Job<D>> {
         if !job.reply.is_wanted() {
             self.metrics.dropped.inc();
+            if !job.batch.board_rows.is_empty() {
+                // Its caller waits for its turn to end.
+                self.refuse(job, work_error(WorkErrorKind::Expired, "cancelled"));
+            }
             return None;
         }
         let waited = now.saturating_duration_since(job.arrived);
@@ -226,9 +233,10 @@ impl<D: Device> Worker<D> {
         Some(job)
     }
 
-    fn compute(&self, layer: u32, jobs: Vec<Job<D::Matrix>>, scratch: &mut Scratch) -> Result<(), KernelError> {
+    fn compute(&self, layer: u32, jobs: Vec<Job<D>>, scratch: &mut Scratch) -> Result<(), KernelError> {
         let started = Instant::now();
-        let batches: Vec<&ExpertBatch> = jobs.iter().map(|job| &job.batch).collect();
+        let batches: Vec<Input<'_, D>> =
+            jobs.iter().map(|job| Input { batch: &job.batch, pair: job.pair.as_deref() }).collect();
         let expert = |job: usize, expert: u32| -> Option<&Ffn<D::Matrix>> {
             jobs[job].cells.get(self.shape.group_of(expert))?.expert(layer, expert)
         };
@@ -250,12 +258,12 @@ impl<D: Device> Worker<D> {
     }
 
     /// Answers a job that is not computed.
-    fn refuse(&self, job: Job<D::Matrix>, error: WorkError) {
+    fn refuse(&self, job: Job<D>, error: WorkError) {
         let answer = failed(&job.batch, error, self.shared.queued_rows());
         job.reply.send(answer);
     }
 
-    fn answer(&self, job: Job<D::Matrix>, sums: Vec<PartialSum>, times: Times, queued_rows: u32) {
+    fn answer(&self, job: Job<D>, sums: Sums, times: Times, queued_rows: u32) {
         let waited = times.started.saturating_duration_since(job.arrived);
         self.metrics.queue_seconds.observe(waited.as_secs_f64());
         let (queue_us, busy_us) = (waited.as_micros() as u64, times.busy.as_micros() as u64);
@@ -264,18 +272,19 @@ impl<D: Device> Worker<D> {
             id: job.batch.id,
             activation: Activation::from(self.device.activation()).into(),
             hidden: job.batch.hidden,
-            sums,
+            sums: sums.parts,
             error: None,
             queue_us,
             busy_us,
             queued_rows,
             sign_of_life: false,
+            sums_in_pair: sums.in_pair,
         };
         job.reply.send(result);
     }
 
     /// Counts rows and busy time; the time is shared out by pairs.
-    fn observe(&self, jobs: &[Job<D::Matrix>], busy: Duration) {
+    fn observe(&self, jobs: &[Job<D>], busy: Duration) {
         let rows: u32 = jobs.iter().map(|job| job.batch.rows).sum();
         self.metrics.merged_rows.observe(f64::from(rows));
         self.metrics.merged_batches.observe(jobs.len() as f64);

@@ -17,6 +17,8 @@ pub struct ExpertConfig {
     pub merge_rows: usize,
     /// How often a caller that waits is told that its work is not forgotten.
     pub sign_every: Duration,
+    /// Callers of the same host with a device that shares memory get a pair, if this one does too.
+    pub pairs: bool,
     /// Told about loading.
     pub progress: Progress,
 }
@@ -30,6 +32,7 @@ impl ExpertConfig {
             queue_rows: 16_384,
             merge_rows: 2048,
             sign_every: Duration::from_millis(250),
+            pairs: true,
             progress: Progress::default(),
         }
     }

@@ -10,6 +10,8 @@ mod error;
 mod grpc;
 mod merge;
 mod metrics;
+mod pair;
+mod paired;
 mod queue;
 mod reply;
 mod self_check;

@@ -8,8 +8,11 @@ use conclave_kernels::cell_tree::{self, Node};
 use conclave_kernels::{Device, Dtype, ExpertRows, Ffn, KernelError, activation};
 use conclave_proto::v1::{ExpertBatch, PartialSum};
 
+use crate::pair::ShardPair;
+use crate::paired;
+
 /// No expert of this group for this row.
-const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = u32::MAX;
 
 /// Buffers kept from one grouped FFN to the next.
 #[derive(Default)]
@@ -40,6 +43,27 @@ struct Place {
     first_leaf: usize,
 }
 
+/// A checked batch, and the pair of the stream that it came over.
+pub(crate) struct Input<'a, D: Device> {
+    pub(crate) batch: &'a ExpertBatch,
+    pub(crate) pair: Option<&'a ShardPair<D>>,
+}
+
+impl<D: Device> Clone for Input<'_, D> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<D: Device> Copy for Input<'_, D> {}
+
+/// The partial sums of one batch; in the pair they have no bytes here.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Sums {
+    pub(crate) parts: Vec<PartialSum>,
+    pub(crate) in_pair: bool,
+}
+
 /// Runs checked batches of one layer together. `experts(batch, expert)` finds an expert's weights.
 ///
 /// Returns the partial sums of each batch.
@@ -50,10 +74,10 @@ pub(crate) fn run<'m, D: Device>(
     device: &D,
     shape: &ModelShape,
     scratch: &mut Scratch,
-    batches: &[&ExpertBatch],
+    inputs: &[Input<'_, D>],
     experts: impl Fn(usize, u32) -> Option<&'m Ffn<D::Matrix>>,
-) -> Result<Vec<Vec<PartialSum>>, KernelError> {
-    let places = place(scratch, batches);
+) -> Result<Vec<Sums>, KernelError> {
+    let places = place(scratch, inputs);
     let Scratch { filled, rows, weights, slots, leaves, runs } = scratch;
     rows.clear();
     weights.clear();
@@ -63,7 +87,7 @@ pub(crate) fn run<'m, D: Device>(
     for same in runs.chunk_by(|a, b| a.expert == b.expert) {
         let begin = rows.len();
         for run in same {
-            let (batch, place) = (batches[run.batch], places[run.batch]);
+            let (batch, place) = (inputs[run.batch].batch, places[run.batch]);
             let group = position(&batch.groups, shape.group_of(run.expert));
             for at in run.start..run.start + run.len {
                 let row = batch.row_index[at];
@@ -79,7 +103,6 @@ pub(crate) fn run<'m, D: Device>(
         }
         spans.push((same[0], begin..rows.len()));
     }
-    filled.resize(next_slot as usize * shape.hidden, 0.0);
     let grouped: Vec<ExpertRows<'_, D::Matrix>> = spans
         .iter()
         .filter_map(|(run, span)| {
@@ -87,20 +110,28 @@ pub(crate) fn run<'m, D: Device>(
             Some(ExpertRows { ffn: experts(run.batch, run.expert)?, rows, weights, slots })
         })
         .collect();
-    let x: Vec<&[u8]> = batches.iter().map(|batch| &batch.x[..]).collect();
+    let leaves = places.iter().map(|place| &leaves[place.first_leaf..]);
+    let batches: Vec<(Input<'_, D>, &[u32])> = inputs.iter().copied().zip(leaves).collect();
+    if inputs.iter().any(|input| !input.batch.board_rows.is_empty()) {
+        return paired::run(device, shape, &batches, &grouped, next_slot as usize);
+    }
+    filled.resize(next_slot as usize * shape.hidden, 0.0);
+    let x: Vec<&[u8]> = inputs.iter().map(|input| &input.batch.x[..]).collect();
     device.grouped_ffn(&x, &grouped, filled)?;
-    let sums = Sums { shape, act: device.activation(), filled };
-    Ok(batches.iter().zip(&places).map(|(batch, place)| sums.of(batch, &leaves[place.first_leaf..])).collect())
+    let slots = Slots { shape, act: device.activation(), filled };
+    let sums =
+        |(input, leaves): &(Input<'_, D>, &[u32])| Sums { parts: slots.sums(input.batch, leaves), in_pair: false };
+    Ok(batches.iter().map(sums).collect())
 }
 
 /// Counts all rows one after another and sorts the runs by expert.
-fn place(scratch: &mut Scratch, batches: &[&ExpertBatch]) -> Vec<Place> {
+fn place<D: Device>(scratch: &mut Scratch, inputs: &[Input<'_, D>]) -> Vec<Place> {
     let Scratch { leaves, runs, .. } = scratch;
     let mut first_row = 0;
     leaves.clear();
     runs.clear();
-    let mut places = Vec::with_capacity(batches.len());
-    for (index, batch) in batches.iter().enumerate() {
+    let mut places = Vec::with_capacity(inputs.len());
+    for (index, Input { batch, .. }) in inputs.iter().enumerate() {
         places.push(Place { first_row, first_leaf: leaves.len() });
         first_row += batch.rows;
         leaves.resize(leaves.len() + batch.rows as usize * batch.groups.len(), NONE);
@@ -114,20 +145,20 @@ fn place(scratch: &mut Scratch, batches: &[&ExpertBatch]) -> Vec<Place> {
     places
 }
 
-fn position(groups: &[u32], group: u32) -> usize {
+pub(crate) fn position(groups: &[u32], group: u32) -> usize {
     groups.partition_point(|g| *g < group)
 }
 
 /// Filled slots, to be added up.
-struct Sums<'a> {
+struct Slots<'a> {
     shape: &'a ModelShape,
     act: Dtype,
     filled: &'a [f32],
 }
 
-impl Sums<'_> {
+impl Slots<'_> {
     /// One sum per maximal subtree of the batch's groups; rows without an expert in it are left out.
-    fn of(&self, batch: &ExpertBatch, leaves: &[u32]) -> Vec<PartialSum> {
+    fn sums(&self, batch: &ExpertBatch, leaves: &[u32]) -> Vec<PartialSum> {
         let (groups, hidden) = (self.shape.groups, self.shape.hidden);
         let held: Vec<usize> = batch.groups.iter().map(|group| *group as usize).collect();
         let mut sums = Vec::new();
@@ -163,6 +194,7 @@ impl Sums<'_> {
 mod tests {
     use std::collections::BTreeMap;
 
+    use conclave_kernels::Reference;
     use proptest::prelude::*;
 
     use super::*;
@@ -170,10 +202,10 @@ mod tests {
     use crate::validate::{self, Expected};
 
     fn sums(weights: &Weights, batches: &[&ExpertBatch]) -> Vec<Vec<PartialSum>> {
-        run(&weights.device, &shape(), &mut Scratch::default(), batches, |_, expert| {
-            weights.experts.get(expert as usize)
-        })
-        .unwrap()
+        let inputs: Vec<Input<'_, Reference>> = batches.iter().map(|batch| Input { batch, pair: None }).collect();
+        let expert = |_, expert: u32| weights.experts.get(expert as usize);
+        let sums = run(&weights.device, &shape(), &mut Scratch::default(), &inputs, expert).unwrap();
+        sums.into_iter().map(|sums| sums.parts).collect()
     }
 
     #[test]
@@ -231,7 +263,7 @@ mod tests {
             for (field, value, at) in edits {
                 crate::testing::spoil(&mut batch, field, value, at);
             }
-            let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 64 };
+            let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 64, board_rows: None };
             match validate::check(&expected, &batch) {
                 Ok(()) => drop(sums(&weights, &[&batch])),
                 Err(error) => prop_assert!(error.message.contains(": "), "{}", error.message),

@@ -18,6 +18,7 @@ pub(crate) struct Metrics {
     pub(crate) busy_seconds: Histogram,
     pub(crate) refused: IntCounterVec,
     pub(crate) dropped: IntCounter,
+    pub(crate) pairs: IntGaugeVec,
 }
 
 impl Metrics {
@@ -39,6 +40,11 @@ impl Metrics {
             busy_seconds: maker.histogram("busy_seconds", "Time of one grouped FFN.", seconds()),
             refused: maker.counters("refused_total", "Batches refused, by reason.", &["reason"]),
             dropped: maker.counter("dropped_total", "Batches whose caller went away."),
+            pairs: maker.gauges(
+                "pairs",
+                "Pairs of device memory: open, or kept since their callers may look there.",
+                &["state"],
+            ),
         }
     }
 }

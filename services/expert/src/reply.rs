@@ -39,12 +39,31 @@ pub(crate) struct Waiting {
     since: Instant,
     /// The caller wants to be told while it waits.
     signs: bool,
+    /// Its turn of a pair ends with its answer.
+    by_pair: bool,
+    cancelled: bool,
 }
 
 impl Waiting {
     /// For `batch`, from now on.
     pub(crate) fn begin(batch: &ExpertBatch) -> Self {
-        Self { id: batch.id, since: Instant::now(), signs: batch.signs_of_life }
+        Self {
+            id: batch.id,
+            since: Instant::now(),
+            signs: batch.signs_of_life,
+            by_pair: !batch.board_rows.is_empty(),
+            cancelled: false,
+        }
+    }
+
+    /// Nobody waits for its sums any more. Whether it has to be answered all the same.
+    pub(crate) fn cancel(&mut self) -> bool {
+        self.cancelled = true;
+        self.by_pair
+    }
+
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancelled
     }
 
     /// What tells a caller that waits for longer than `every` that its work is not forgotten.

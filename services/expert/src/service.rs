@@ -11,7 +11,9 @@ use conclave_dispatch::{LinkError, ModelShape, ShardLink};
 use conclave_kernels::Device;
 use conclave_model::Checkpoint;
 use conclave_proto::CellId;
-use conclave_proto::v1::{CellLoad, ExpertBatch, ExpertResult, ExpertStatus, WorkError, WorkErrorKind, WorkId};
+use conclave_proto::v1::{
+    CellLoad, ExpertBatch, ExpertResult, ExpertStatus, PairGrant, PairOffer, WorkError, WorkErrorKind, WorkId,
+};
 use conclave_serve::{Lane, telemetry};
 use prometheus::Registry;
 use tokio::sync::{Mutex, oneshot, watch};
@@ -22,6 +24,7 @@ use crate::compute::{Job, Refusal, Shared, Worker, failed};
 use crate::config::ExpertConfig;
 use crate::error::ExpertError;
 use crate::metrics::Metrics;
+use crate::pair::{OpenPair, ShardPair, ShardPairs};
 use crate::reply::Reply;
 use crate::self_check;
 use crate::validate::{self, Expected, work_error};
@@ -32,12 +35,13 @@ pub struct ExpertService<D: Device> {
     device: Arc<D>,
     checkpoint: Arc<Checkpoint>,
     shape: ModelShape,
-    shared: Arc<Shared<D::Matrix>>,
+    shared: Arc<Shared<D>>,
     cells: RwLock<Arc<Cells<D::Matrix>>>,
     /// Held while cells change: one change at a time.
     changing: Mutex<()>,
     held: watch::Sender<Vec<CellId>>,
     state: watch::Sender<MemberState>,
+    pairs: Arc<ShardPairs<D>>,
     metrics: Metrics,
 }
 
@@ -62,6 +66,7 @@ impl<D: Device> ExpertService<D> {
             changing: Mutex::default(),
             held: watch::Sender::new(Vec::new()),
             state: watch::Sender::new(MemberState::Loading),
+            pairs: ShardPairs::new(metrics.pairs.clone()),
             config,
             device,
             checkpoint,
@@ -219,7 +224,7 @@ impl<D: Device> ExpertService<D> {
     pub async fn run(&self, batch: ExpertBatch) -> ExpertResult {
         let id = batch.id;
         let (reply, answer) = oneshot::channel();
-        match self.submit(batch, Reply::Task(reply)) {
+        match self.submit(batch, None, Reply::Task(reply)) {
             Ok(()) => answer.await.unwrap_or_else(|_| {
                 let error = work_error(WorkErrorKind::Internal, "the compute thread has ended");
                 ExpertResult { id, error: Some(error), ..ExpertResult::default() }
@@ -228,18 +233,34 @@ impl<D: Device> ExpertService<D> {
         }
     }
 
-    /// Checks a batch and queues it. The error is the answer to one that is refused.
-    pub(crate) fn submit(&self, batch: ExpertBatch, reply: Reply) -> Result<(), Box<ExpertResult>> {
+    /// Answers a caller's offer of a pair.
+    pub(crate) fn grant(&self, offer: &PairOffer) -> (PairGrant, Option<OpenPair<D>>) {
+        match self.config.pairs {
+            true => self.pairs.grant(&self.device, offer),
+            false => (
+                PairGrant { refused: "nothing but messages is asked for here".to_owned(), ..PairGrant::default() },
+                None,
+            ),
+        }
+    }
+
+    /// Checks a batch and queues it; `pair`: of the stream that it came over. The error is the answer to one that is refused.
+    pub(crate) fn submit(
+        &self,
+        batch: ExpertBatch,
+        pair: Option<Arc<ShardPair<D>>>,
+        reply: Reply,
+    ) -> Result<(), Box<ExpertResult>> {
         let refuse = |batch: &ExpertBatch, error: WorkError| {
             let reason = error.kind().as_str_name().trim_start_matches("WORK_ERROR_KIND_").to_ascii_lowercase();
             self.metrics.refused.with_label_values(&[&reason]).inc();
             Box::new(failed(batch, error, self.shared.queued_rows()))
         };
         let cells = self.cells();
-        let layer = self.check(&batch, &cells).map_err(|error| refuse(&batch, error))?;
+        let layer = self.check(&batch, pair.as_deref(), &cells).map_err(|error| refuse(&batch, error))?;
         let span = span(layer, &batch);
         let header = ExpertBatch { id: batch.id, ..ExpertBatch::default() };
-        let job = Job { batch, cells, arrived: Instant::now(), reply, span };
+        let job = Job { batch, pair, cells, arrived: Instant::now(), reply, span };
         match self.shared.push(layer, job) {
             Ok(()) => Ok(()),
             Err(Refusal::Full { waiting }) => {
@@ -253,12 +274,19 @@ impl<D: Device> ExpertService<D> {
     }
 
     /// The layer of a batch that can be run here.
-    fn check(&self, batch: &ExpertBatch, cells: &Cells<D::Matrix>) -> Result<u32, WorkError> {
+    fn check(
+        &self,
+        batch: &ExpertBatch,
+        pair: Option<&ShardPair<D>>,
+        cells: &Cells<D::Matrix>,
+    ) -> Result<u32, WorkError> {
         if *self.state.borrow() == MemberState::Leaving {
             return Err(work_error(WorkErrorKind::Leaving, "this shard is leaving"));
         }
         let activation = self.device.activation();
-        let expected = Expected { shape: &self.shape, activation, max_rows: self.config.max_rows };
+        let row_bytes = self.shape.hidden * activation.size();
+        let board_rows = pair.map(|pair| pair.board_rows(row_bytes));
+        let expected = Expected { shape: &self.shape, activation, max_rows: self.config.max_rows, board_rows };
         validate::check(&expected, batch)?;
         match batch.groups.iter().find(|group| cells.get(**group).is_none()) {
             Some(group) => {

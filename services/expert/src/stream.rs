@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use conclave_dispatch::stream::{self, Caller, Event, Sender, Welcoming};
 use conclave_kernels::Device;
-use conclave_proto::v1::{ExpertBatch, ExpertResult, WorkId};
+use conclave_proto::v1::{ExpertBatch, ExpertResult, PairOffer, WorkId};
 use tokio::net::UnixListener;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use crate::pair::OpenPair;
 use crate::reply::{Reply, Waiting};
 use crate::service::ExpertService;
 
@@ -20,6 +21,14 @@ struct Works(Mutex<HashMap<WorkId, Waiting>>);
 impl Works {
     fn lock(&self) -> MutexGuard<'_, HashMap<WorkId, Waiting>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody waits for the sums; whether for an answer all the same, the batch says.
+    fn cancel(&self, id: &WorkId) {
+        let mut works = self.lock();
+        if works.get_mut(id).is_some_and(|waiting| !waiting.cancel()) {
+            works.remove(id);
+        }
     }
 }
 
@@ -33,7 +42,7 @@ pub(crate) struct StreamReply {
 impl StreamReply {
     /// Neither cancelled, nor has the caller gone.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.works.lock().contains_key(&self.id)
+        self.works.lock().get(&self.id).is_some_and(|waiting| !waiting.is_cancelled())
     }
 
     pub(crate) fn send(self, result: ExpertResult) {
@@ -48,13 +57,20 @@ impl<D: Device> ExpertService<D> {
     pub async fn serve_streams(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
         let (instance, fingerprint) = (Some(self.instance().to_owned()), self.fingerprint().to_owned());
         let ended = stop.clone();
-        let talk = move |caller| talk(self.clone(), caller, ended.clone());
-        stream::serve(listener, Welcoming { service: "expert", instance, fingerprint }, stop, talk).await;
+        let granting = self.clone();
+        let grant = move |offer: &PairOffer| granting.grant(offer);
+        let talk = move |caller, pair| talk(self.clone(), caller, pair, ended.clone());
+        stream::serve(listener, Welcoming { service: "expert", instance, fingerprint }, stop, grant, talk).await;
     }
 }
 
 /// Runs the batches of one caller; what still waits when it goes away is dropped.
-async fn talk<D: Device>(service: Arc<ExpertService<D>>, mut caller: Caller, stop: CancellationToken) {
+async fn talk<D: Device>(
+    service: Arc<ExpertService<D>>,
+    mut caller: Caller,
+    mut pair: Option<OpenPair<D>>,
+    stop: CancellationToken,
+) {
     let works = Arc::new(Works::default());
     let mut signs = interval(service.sign_every());
     signs.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -63,8 +79,12 @@ async fn talk<D: Device>(service: Arc<ExpertService<D>>, mut caller: Caller, sto
         tokio::select! {
             biased;
             event = caller.next(true) => match event {
-                Event::Message(batch) => take(&service, batch, &works, &caller.sender),
-                Event::Gone => break,
+                Event::Message(batch) => take(&service, batch, pair.as_ref(), &works, &caller.sender),
+                Event::Gone => {
+                    pair.take().into_iter().for_each(OpenPair::closed);
+                    break;
+                }
+                Event::Nonsense => break,
             },
             _ = signs.tick(), if busy || stop.is_cancelled() => sign(&*service, &works, &caller.sender),
             () = stop.cancelled(), if !stop.is_cancelled() => {}
@@ -75,15 +95,21 @@ async fn talk<D: Device>(service: Arc<ExpertService<D>>, mut caller: Caller, sto
     let _ = caller.sender.flush().await;
 }
 
-fn take<D: Device>(service: &ExpertService<D>, batch: ExpertBatch, works: &Arc<Works>, sender: &Sender) {
+fn take<D: Device>(
+    service: &ExpertService<D>,
+    batch: ExpertBatch,
+    pair: Option<&OpenPair<D>>,
+    works: &Arc<Works>,
+    sender: &Sender,
+) {
     let id = batch.id.unwrap_or_default();
     if batch.cancel {
-        works.lock().remove(&id);
+        works.cancel(&id);
         return;
     }
     works.lock().insert(id, Waiting::begin(&batch));
     let reply = StreamReply { id, works: works.clone(), sender: sender.clone() };
-    if let Err(refused) = service.submit(batch, Reply::Stream(reply)) {
+    if let Err(refused) = service.submit(batch, pair.map(OpenPair::share), Reply::Stream(reply)) {
         works.lock().remove(&id);
         sender.post(*refused);
     }

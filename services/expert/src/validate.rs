@@ -13,6 +13,8 @@ pub struct Expected<'a> {
     pub activation: Dtype,
     /// Rows of a batch at most.
     pub max_rows: usize,
+    /// Rows of the caller's board; `None`: there is no pair with it.
+    pub board_rows: Option<usize>,
 }
 
 /// An error of one kind.
@@ -50,11 +52,28 @@ fn check_rows(expected: &Expected<'_>, batch: &ExpertBatch) -> Result<(), String
     if batch.hidden as usize != shape.hidden {
         return Err(format!("hidden: found {}, expected {}", batch.hidden, shape.hidden));
     }
+    if !batch.board_rows.is_empty() {
+        return check_board_rows(expected.board_rows, batch);
+    }
     let bytes = rows * shape.hidden * expected.activation.size();
     if batch.x.len() != bytes {
         return Err(format!("x: found {} bytes, expected {bytes}", batch.x.len()));
     }
     Ok(())
+}
+
+fn check_board_rows(on_board: Option<usize>, batch: &ExpertBatch) -> Result<(), String> {
+    let (found, rows) = (batch.board_rows.len(), batch.rows);
+    let Some(on_board) = on_board else {
+        return Err(format!("board_rows: found {found}, expected none, since there is no pair with this caller"));
+    };
+    if found != rows as usize {
+        return Err(format!("board_rows: found {found} values, expected {rows}"));
+    }
+    if !batch.x.is_empty() {
+        return Err(format!("x: found {} bytes beside board_rows, expected none", batch.x.len()));
+    }
+    below("board_rows", &batch.board_rows, on_board)
 }
 
 fn check_groups(shape: &ModelShape, batch: &ExpertBatch) -> Result<(), String> {
@@ -135,7 +154,7 @@ mod tests {
     fn message(spoil: impl FnOnce(&mut ExpertBatch)) -> String {
         let mut batch = batch(1, 4, &[0, 2]);
         spoil(&mut batch);
-        let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 16 };
+        let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 16, board_rows: None };
         let error = check(&expected, &batch).unwrap_err();
         assert_eq!(error.kind(), WorkErrorKind::Invalid);
         error.message
@@ -143,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_right_batch_passes() {
-        let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 16 };
+        let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 16, board_rows: None };
         assert_eq!(check(&expected, &batch(1, 4, &[0, 2])), Ok(()));
     }
 
@@ -169,5 +188,24 @@ mod tests {
         assert!(message(|b| b.weights.truncate(1)).starts_with("weights: found 1 values, expected "));
         assert_eq!(message(|b| b.weights[1] = f32::NAN), "weights: found NaN at 1, expected a finite number");
         assert_eq!(message(|b| b.row_index[0] = 4), "row_index: found 4, expected values below 4");
+    }
+
+    #[test]
+    fn rows_of_a_board_are_checked_where_there_is_a_pair() {
+        let message = |board_rows: Option<usize>, spoil: fn(&mut ExpertBatch)| {
+            let mut batch =
+                ExpertBatch { x: bytes::Bytes::new(), board_rows: vec![9, 2, 3, 4], ..batch(1, 4, &[0, 2]) };
+            spoil(&mut batch);
+            let expected = Expected { shape: &shape(), activation: Dtype::F32, max_rows: 16, board_rows };
+            check(&expected, &batch).err().map(|error| error.message)
+        };
+        assert_eq!(message(Some(10), |_| {}), None);
+        let without = "board_rows: found 4, expected none, since there is no pair with this caller";
+        assert_eq!(message(None, |_| {}).as_deref(), Some(without));
+        assert_eq!(message(Some(9), |_| {}).as_deref(), Some("board_rows: found 9, expected values below 9"));
+        let few = |b: &mut ExpertBatch| b.board_rows.truncate(3);
+        assert_eq!(message(Some(10), few).as_deref(), Some("board_rows: found 3 values, expected 4"));
+        let both = |b: &mut ExpertBatch| b.x = vec![0; 4].into();
+        assert_eq!(message(Some(10), both).as_deref(), Some("x: found 4 bytes beside board_rows, expected none"));
     }
 }

@@ -4,6 +4,8 @@
 mod cuda;
 mod files;
 mod forced;
+#[cfg(feature = "cuda-shim")]
+mod pairs;
 mod system;
 #[cfg(feature = "cuda-shim")]
 mod tiled;

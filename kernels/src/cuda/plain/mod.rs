@@ -20,7 +20,7 @@ pub use gate_logits::GateLogits;
 pub use grouped_linear::{GroupedLinear, GroupedLinearFp8};
 pub use heads::{MlaQueries, MlaValues, SplitQueries};
 pub use linear::Linear;
-pub use rows::{CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents};
+pub use rows::{AddSlots, CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents};
 pub use sample::{
     AdjustLogits, Adjustment, Draw, Likely, MOST_LIKELY, MOST_LOGITS, Penalties, RestoreLogits, RowScore, Sample,
     Score, Scored,

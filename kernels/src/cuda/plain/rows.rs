@@ -86,6 +86,24 @@ kernel! {
 }
 
 kernel! {
+    /// `slots[into] = round( slots[into] + slots[from] )`
+    AddSlots("add_slots") {
+        /// bf16 `[S, H]`
+        slots: Address,
+        /// u32 `[N]`, below `S`; no slot twice, nor in `from`
+        into: Address,
+        /// u32 `[N]`, below `S`
+        from: Address,
+        /// `H`
+        hidden: u32,
+    } over {
+        /// `N`
+        count: u32,
+    }
+    => |it| shape(it.count)
+}
+
+kernel! {
     /// `out[s] = round( Σ weights[p] · y[p] )` over `p = pairs[first[s]..first[s + 1]]`, in this order.
     CombinePairs("combine_pairs") {
         /// f32 `[P, H]`

@@ -107,15 +107,20 @@ impl<'a, T: Trunk> Step<'a, T> {
         Ok(())
     }
 
-    fn send(&self, call: &Call, rows: MoeRows) -> JoinHandle<Result<MoeOutput, Error>> {
+    fn send(&self, call: &Call, mut rows: MoeRows) -> JoinHandle<Result<MoeOutput, Error>> {
         let budget = self.until.map(|until| until.saturating_duration_since(Instant::now()));
         let (layer, large) = (call.layer, call.bytes > LARGE);
+        let published = rows.published.take();
         let input = call.input(rows, self.trunk.shape(), (self.moe.caller, budget, &self.traceparent));
         let link = Arc::clone(&self.moe.link);
         let answer = self.moe.lane.spawn_and_turn(async move {
+            let moe = match published {
+                None => link.moe(input),
+                Some(published) => link.moe_published(input, published),
+            };
             match budget {
-                None => link.moe(input).await,
-                Some(budget) => match tokio::time::timeout(budget + GRACE, link.moe(input)).await {
+                None => moe.await,
+                Some(budget) => match tokio::time::timeout(budget + GRACE, moe).await {
                     Ok(output) => output,
                     Err(_) => Err(silent(layer, budget)),
                 },
@@ -160,13 +165,16 @@ impl<'a, T: Trunk> Step<'a, T> {
 /// are.
 fn silence_broken(rows: &mut MoeRows, shape: &TrunkShape) -> Vec<usize> {
     let row_bytes = shape.hidden * shape.activation.size();
-    let rows = rows.logits.chunks_exact_mut(shape.experts).zip(rows.x.chunks_exact_mut(row_bytes));
+    let MoeRows { x, logits, published, .. } = rows;
+    let rows = logits.chunks_exact_mut(shape.experts).zip(x.chunks_exact_mut(row_bytes));
     let broken = rows.enumerate().filter_map(|(row, (logits, x))| {
         if logits.iter().all(|logit| logit.is_finite()) {
             return None;
         }
         logits.fill(0.0);
         x.fill(0);
+        // Those on the board are what they were.
+        *published = None;
         Some(row)
     });
     broken.collect()
@@ -196,7 +204,7 @@ mod tests {
             numerics: "test".into(),
         };
         let logits = vec![1.0, 2.0, 3.0, 1.0, f32::NAN, 3.0, f32::INFINITY, 0.0, 0.0];
-        let mut rows = MoeRows { layer: 0, x: vec![7; 12], logits };
+        let mut rows = MoeRows { layer: 0, x: vec![7; 12], logits, published: None };
         assert_eq!(silence_broken(&mut rows, &shape), [1, 2]);
         assert_eq!(rows.logits, [1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
         assert_eq!(rows.x, [7, 7, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0]);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use conclave_kernels::{Device, KernelError, Mla};
+use conclave_kernels::{Device, KernelError, Mla, Published};
 
 use super::attention::{AttentionBuffers, LayerAttention};
 use super::{LayerFfn, LayerWeights, MoeRows, Segment, StepRows, TrunkWeights};
@@ -25,7 +25,7 @@ pub(super) struct Lane<D: Device> {
     /// The layer that the last segment ended at.
     layer: usize,
     /// What the routed experts of that layer take; `None`: it ended at the end.
-    fetched: Option<D::Fetched>,
+    fetched: Option<(D::Fetched, Option<Published>)>,
     pub(super) buffers: Buffers<D::Buffer>,
     attention: AttentionBuffers<D::Buffer>,
 }
@@ -74,9 +74,9 @@ impl<D: Device> Lane<D> {
 
     /// Waits for the segment that was started last.
     pub(super) fn finish(&mut self, on: &Parts<D>) -> Result<Segment, KernelError> {
-        let Some(fetched) = self.fetched.take() else { return Ok(Segment::End) };
+        let Some((fetched, published)) = self.fetched.take() else { return Ok(Segment::End) };
         let (x, logits) = on.device.take(fetched)?;
-        Ok(Segment::Moe(MoeRows { layer: self.layer as u32, x, logits }))
+        Ok(Segment::Moe(MoeRows { layer: self.layer as u32, x, logits, published }))
     }
 
     pub(super) fn shared_experts(&mut self, on: &Parts<D>) {
@@ -99,8 +99,10 @@ impl<D: Device> Lane<D> {
             self.layer = layer;
             self.attention_block(on, layer);
             if self.ffn_block(on, layer) {
+                let published = on.device.publish(&self.buffers.normed);
                 on.device.submit(self.piece(layers, layer, 0));
-                self.fetched = Some(on.device.fetch(&self.buffers.normed, &mut self.buffers.logits));
+                let fetched = on.device.fetch(&self.buffers.normed, &mut self.buffers.logits);
+                self.fetched = Some((fetched, published));
                 if D::QUEUES {
                     self.run_shared(on);
                     on.device.submit(self.piece(layers, layer, 1));

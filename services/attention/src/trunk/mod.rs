@@ -9,7 +9,7 @@ mod device;
 mod lane;
 mod weights;
 
-use conclave_kernels::{Dtype, FoundToken, KernelError, TokenAsk};
+use conclave_kernels::{Dtype, FoundToken, KernelError, Published, TokenAsk};
 
 pub use conclave_kernels::{RowSpan, StepRows};
 pub(crate) use device::block_bytes;
@@ -55,6 +55,8 @@ pub struct MoeRows {
     pub x: Vec<u8>,
     /// `[T, E]`
     pub logits: Vec<f32>,
+    /// `x` is on the board of this process's device too, where it has one.
+    pub published: Option<Published>,
 }
 
 /// Micro-batches of a step that may be under way together: while the rows of one are with the routed experts, another has

@@ -34,7 +34,7 @@ impl Trunk for Failing {
     fn finish(&mut self, _: usize) -> Result<Segment, KernelError> {
         if let Some(rows) = self.rows.take() {
             let (x, logits) = (vec![0; rows * 8], vec![0.0; rows * 2]);
-            return Ok(Segment::Moe(MoeRows { layer: 0, x, logits }));
+            return Ok(Segment::Moe(MoeRows { layer: 0, x, logits, published: None }));
         }
         self.left = self.left.checked_sub(1).ok_or_else(failure)?;
         Ok(Segment::End)

@@ -6,7 +6,9 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use conclave_attention::sampler::TokenMask;
 use conclave_cluster::{MakeMember, MemberState, Membership, Role};
-use conclave_dispatch::{DispatchConfig, Dispatcher, ModelShape, MoeLink, RemoteConfig, RemoteDispatch, RemoteShards};
+use conclave_dispatch::{
+    DispatchConfig, Dispatcher, ModelShape, MoeLink, RemoteConfig, RemoteDispatch, RemoteShards, pair::Pairs,
+};
 use conclave_model::Checkpoint;
 use conclave_serve::{
     State,
@@ -23,6 +25,7 @@ use super::{
     expert_node::numerics,
     host::{self, Host, HostArgs},
     member,
+    payload::PayloadArgs,
     range::range,
 };
 
@@ -49,6 +52,8 @@ pub struct AttentionCommand {
     host: HostArgs,
     #[command(flatten)]
     attention: AttentionArgs,
+    #[command(flatten)]
+    payload: PayloadArgs,
     #[command(flatten)]
     log: LogArgs,
     /// Where MoE layers are dispatched to expert shards.
@@ -79,12 +84,13 @@ async fn live(args: &AttentionCommand, instance: &str) -> Result<()> {
     host.serve_admin(&args.host.admin).await?;
     let checkpoint = args.model.open().await?;
     args.attention.check(args.context, &device, &checkpoint)?;
+    let pairs = pairs(args, &device, &checkpoint)?;
 
     let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
     let record = member::record(instance, Role::Attention, address, &checkpoint, numerics(&device));
     let make: MakeMember = Arc::new(move |_| Ok(record.clone()));
     let registration = membership.register(make).await?;
-    let moe = moe_link(args, &checkpoint, &*membership, &host.registry)?;
+    let moe = moe_link(args, pairs, &checkpoint, &*membership, &host.registry)?;
     let load = load(args, instance, &device, &checkpoint, moe, &host);
     let Some(node) = host::load_or_leave(&host, &*registration, load).await? else { return host.end().await };
     host.serve_grpc(listener, node.routes.clone());
@@ -98,8 +104,18 @@ async fn live(args: &AttentionCommand, instance: &str) -> Result<()> {
     host.end().await
 }
 
+/// How rows and sums go to shards, where layers are dispatched here.
+fn pairs(args: &AttentionCommand, device: &AnyDevice, checkpoint: &Checkpoint) -> Result<Pairs> {
+    let rows = (args.attention.rows(), checkpoint.config().hidden);
+    match args.dispatch {
+        DispatchMode::Embedded => args.payload.pairs(member::near(&args.cluster), device, rows),
+        DispatchMode::Router => args.payload.by_router(),
+    }
+}
+
 fn moe_link(
     args: &AttentionCommand,
+    pairs: Pairs,
     checkpoint: &Checkpoint,
     membership: &dyn Membership,
     registry: &Registry,
@@ -112,8 +128,8 @@ fn moe_link(
     Ok(match embedded {
         Some(shape) => {
             let config = DispatchConfig::new(fingerprint);
-            let shards = Arc::new(RemoteShards::new(fingerprint, config.connect_timeout, here));
-            Dispatcher::new(config, shape, membership, shards, registry)
+            let shards = RemoteShards::new(fingerprint, config.connect_timeout, here).with_pairs(pairs);
+            Dispatcher::new(config, shape, membership, Arc::new(shards), registry)
         }
         None => {
             let config = RemoteConfig { host: here, ..RemoteConfig::new(fingerprint, id::random_u64()?) };

@@ -81,6 +81,11 @@ impl AttentionArgs {
         Ok(())
     }
 
+    /// Rows of a step at most.
+    pub fn rows(&self) -> usize {
+        self.step_tokens.max(self.max_running)
+    }
+
     /// The settings of a service that samples no id but those `allowed`; `None`: all of the vocabulary.
     pub fn config(&self, instance: &str, context: Option<u32>, allowed: Option<TokenMask>) -> AttentionConfig {
         AttentionConfig {
@@ -89,7 +94,7 @@ impl AttentionArgs {
             exact: !self.no_exact,
             max_running: self.max_running,
             max_waiting: self.max_waiting,
-            step_tokens: self.step_tokens.max(self.max_running),
+            step_tokens: self.rows(),
             prefill_chunk: self.prefill_chunk,
             step_target: Duration::from_millis(self.step_target),
             micro_batches: self.micro_batches,

@@ -23,6 +23,7 @@ use super::{
     expert_node::{ExpertNode, numerics},
     host::{self, Host, HostArgs},
     member,
+    payload::PayloadArgs,
     range::range,
 };
 
@@ -39,6 +40,8 @@ pub struct ExpertArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     host: HostArgs,
+    #[command(flatten)]
+    payload: PayloadArgs,
     #[command(flatten)]
     log: LogArgs,
     /// Cells to hold: groups (0-3,5), auto (what the cluster needs most, as many as fit), or auto:N.
@@ -67,6 +70,7 @@ pub async fn run(args: ExpertArgs) -> Result<()> {
 async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
     let mut host = Host::new("expert", host::SERVER_GRACE)?;
     let device = args.device.open()?;
+    let pairs = args.payload.grants(member::near(&args.cluster), &device)?;
     let listener = MemberListener::bind(&args.host.grpc, member::near(&args.cluster).then_some(instance)).await?;
     let address = member::advertised(&args.cluster, "--grpc", listener.local_addr()?)?;
     host.serve_admin(&args.host.admin).await?;
@@ -80,7 +84,8 @@ async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
 
     let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
     let registration = membership.register(claim).await?;
-    let load = load(args, instance, &device, &checkpoint, &*registration, &host);
+    let config = ExpertConfig { queue_rows: args.queue_rows, pairs, ..ExpertConfig::new(instance) };
+    let load = load(config, &device, &checkpoint, &*registration, &host);
     let Some(node) = host::load_or_leave(&host, &*registration, load).await? else { return host.end().await };
     host.serve_members(node.lane.handle(), listener, node.served.clone())?;
     registration.set_state(MemberState::Ready).await?;
@@ -114,8 +119,7 @@ fn claim(record: Member, choice: CellChoice, checkpoint: &Arc<Checkpoint>) -> Re
 }
 
 async fn load(
-    args: &ExpertArgs,
-    instance: &str,
+    config: ExpertConfig,
     device: &AnyDevice,
     checkpoint: &Arc<Checkpoint>,
     registration: &dyn Registration,
@@ -124,7 +128,6 @@ async fn load(
     let cells = registration.member().cells;
     let names: Vec<String> = cells.iter().map(ToString::to_string).collect();
     host.readiness.set(State::Starting(format!("loading cells {}", names.join(", "))));
-    let config = ExpertConfig { queue_rows: args.queue_rows, ..ExpertConfig::new(instance) };
     let (device, checkpoint, registry) = (device.clone(), checkpoint.clone(), host.registry.clone());
     blocking("load cells", move || ExpertNode::start(config, &device, checkpoint, &cells, &registry))
         .await

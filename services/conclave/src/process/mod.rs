@@ -12,6 +12,7 @@ pub mod host;
 pub mod in_process;
 pub mod member;
 mod metrics;
+mod payload;
 mod range;
 pub mod router;
 pub mod serve;

@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use clap::Args;
 use conclave_cluster::{MakeMember, Member, MemberState, Membership, Role};
-use conclave_dispatch::{DispatchConfig, Dispatcher, ModelShape, RemoteShards, serve_dispatch, serve_dispatch_streams};
+use conclave_dispatch::{
+    DispatchConfig, Dispatcher, ModelShape, RemoteShards,
+    pair::{NoPair, Pairs},
+    serve_dispatch, serve_dispatch_streams,
+};
 use conclave_model::Checkpoint;
 use conclave_router::{
     Role as Part, RouterService, dispatch_routes,
@@ -205,8 +209,9 @@ fn dispatcher(
     registry: &Registry,
 ) -> Result<Option<Arc<Dispatcher>>> {
     let config = DispatchConfig::new(checkpoint.fingerprint());
-    let shards = Arc::new(RemoteShards::new(checkpoint.fingerprint(), config.connect_timeout, here));
-    let shape = ModelShape::new(checkpoint)?;
+    let without = Pairs::Without(NoPair::NoDevice("a router has none".to_owned()));
+    let shards = RemoteShards::new(checkpoint.fingerprint(), config.connect_timeout, here).with_pairs(without);
+    let (shards, shape) = (Arc::new(shards), ModelShape::new(checkpoint)?);
     Ok(shape.map(|shape| Dispatcher::new(config, shape, membership, shards, registry)))
 }
 

@@ -1,11 +1,11 @@
 //! One piece of a layer call on its shard: sent, hedged where the shard is slow, given up where it hangs.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use conclave_proto::v1::{ExpertResult, WorkErrorKind, WorkId};
+use conclave_proto::v1::{ExpertBatch, ExpertResult, WorkErrorKind, WorkId};
 use conclave_serve::telemetry;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -17,7 +17,9 @@ use crate::call::{Call, Piece, Tries};
 use crate::combine::Part;
 use crate::condition::Trouble;
 use crate::error::MoeError;
-use crate::link::ShardLink;
+use crate::link::{LinkError, ShardLink};
+use crate::metrics::{IPC, MESSAGES};
+use crate::pair::Turn;
 use crate::predict::{Patience, units};
 use crate::shards::Shard;
 use crate::work::{self, ExpectedSum, Work};
@@ -33,19 +35,26 @@ pub(crate) struct Failure {
     pub(crate) message: String,
 }
 
-/// Over which link a batch went, once it did.
+/// Over which link a batch went last, once it did.
 #[derive(Default)]
-struct Sent(OnceLock<(Arc<dyn ShardLink>, WorkId)>);
+struct Sent(Mutex<Option<(Arc<dyn ShardLink>, WorkId)>>);
 
 impl Sent {
     fn over(&self, link: &Arc<dyn ShardLink>, id: WorkId) {
-        // A batch is sent once.
-        let _ = self.0.set((link.clone(), id));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((link.clone(), id));
     }
 
     fn last_sign(&self) -> Option<Instant> {
-        self.0.get().and_then(|(link, id)| link.last_sign(*id))
+        let sent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        sent.as_ref().and_then(|(link, id)| link.last_sign(*id))
     }
+}
+
+/// What a shard was asked, and its answer.
+struct Asked {
+    id: WorkId,
+    expected: Vec<ExpectedSum>,
+    result: ExpertResult,
 }
 
 /// A shard that showed signs of life does not hang: when to look again.
@@ -135,30 +144,19 @@ impl Call<'_> {
         sent: &Sent,
     ) -> Result<Vec<Part>, Failure> {
         let dispatcher = self.dispatcher;
-        let lost = |error: crate::LinkError| Failure::new(Trouble::Lost, error.to_string());
+        let lost = |error: LinkError| Failure::new(Trouble::Lost, error.to_string());
         let _outstanding = shard.begin(work.pairs());
         let link = shard.link(dispatcher.connector.as_ref(), dispatcher.config.connect_timeout).await.map_err(lost)?;
-        let id = WorkId {
-            caller: self.input.caller,
-            step: self.input.step,
-            layer: self.input.layer,
-            attempt: (self.input.attempt << 16) | (attempt & 0xffff),
-            part: self.next_part.fetch_add(1, Ordering::Relaxed),
-        };
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let mut batch = work.batch(&dispatcher.shape, &self.input, id, (left.as_micros() as u64).max(1));
-        batch.traceparent = telemetry::traceparent();
         self.count(shard, work);
-        sent.over(&link, id);
         let started = Instant::now();
-        let computing = link.compute(batch);
-        pin_mut!(computing);
-        let answered = poll!(&mut computing);
-        // Meanwhile.
-        let expected = work.expected(&dispatcher.shape);
-        let result = match answered {
-            Poll::Ready(result) => result,
-            Poll::Pending => computing.await,
+        let by_pair = self.published.as_ref().and_then(|_| link.pair().ok()?.turn());
+        let Asked { id, expected, result } = match self.ask(&link, work, attempt, by_pair, sent).await {
+            // Its rows are here: they go in a message.
+            Err(error @ LinkError::Pair { .. }) => {
+                tracing::warn!(%error, "rows and sums go in messages from now on");
+                self.ask(&link, work, attempt, None, sent).await
+            }
+            asked => asked,
         }
         .map_err(lost)?;
         if result.id != Some(id) {
@@ -172,6 +170,46 @@ impl Call<'_> {
         shard.succeed(units, started.elapsed(), result.queued_rows);
         self.took_part.lock().unwrap_or_else(PoisonError::into_inner).insert(shard.instance().clone());
         Ok(parts(work, expected, result))
+    }
+
+    /// Sends one batch over a link, in a turn of its pair or in a message, and waits for the answer.
+    async fn ask(
+        &self,
+        link: &Arc<dyn ShardLink>,
+        work: &Work,
+        attempt: u32,
+        turn: Option<Turn>,
+        sent: &Sent,
+    ) -> Result<Asked, LinkError> {
+        let (shape, input) = (&self.dispatcher.shape, &self.input);
+        let id = WorkId {
+            caller: input.caller,
+            step: input.step,
+            layer: input.layer,
+            attempt: (input.attempt << 16) | (attempt & 0xffff),
+            part: self.next_part.fetch_add(1, Ordering::Relaxed),
+        };
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        let (budget_us, traceparent) = ((left.as_micros() as u64).max(1), telemetry::traceparent());
+        sent.over(link, id);
+        let way = if turn.is_some() { IPC } else { MESSAGES };
+        self.dispatcher.metrics.batches.with_label_values(&[way]).inc();
+        let computing = match turn {
+            Some(turn) => {
+                let batch = work.batch_of_board(shape, input, id, budget_us);
+                link.compute_by_pair(ExpertBatch { traceparent, ..batch }, turn)
+            }
+            None => link.compute(ExpertBatch { traceparent, ..work.batch(shape, input, id, budget_us) }),
+        };
+        pin_mut!(computing);
+        let answered = poll!(&mut computing);
+        // Meanwhile.
+        let expected = work.expected(shape);
+        let result = match answered {
+            Poll::Ready(result) => result,
+            Poll::Pending => computing.await,
+        }?;
+        Ok(Asked { id, expected, result })
     }
 
     fn count(&self, shard: &Shard, work: &Work) {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use conclave_kernels::Published;
 use conclave_proto::{CellId, InstanceId};
 use futures::FutureExt;
 use futures::future::{BoxFuture, try_join_all};
@@ -31,6 +32,8 @@ pub(crate) struct Call<'a> {
     pub(crate) input: LayerInput,
     pub(crate) choices: Choices,
     pub(crate) idle: Vec<u32>,
+    /// The rows are on the board of this process's device.
+    pub(crate) published: Option<Published>,
     pub(crate) deadline: Instant,
     budget: Duration,
     pub(crate) next_part: AtomicU32,
@@ -103,6 +106,7 @@ impl<'a> Call<'a> {
             dispatcher,
             input,
             choices,
+            published: None,
             deadline,
             budget,
             next_part: AtomicU32::new(0),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use conclave_cluster::{ClusterView, Membership};
+use conclave_kernels::Published;
 use conclave_proto::v1::{Activation, MoeInput, MoeOutput};
 use conclave_proto::{CellId, InstanceId};
 use conclave_serve::{Error, telemetry};
@@ -102,14 +103,19 @@ impl Dispatcher {
     /// # Errors
     /// When the input is malformed, a cell stays without a replica, or the budget is spent.
     pub async fn call(&self, input: MoeInput) -> Result<MoeOutput, MoeError> {
+        self.call_with(input, None).await
+    }
+
+    /// Runs one layer, whose rows are on the board of this process's device where `published`.
+    async fn call_with(&self, input: MoeInput, published: Option<Published>) -> Result<MoeOutput, MoeError> {
         let started = Instant::now();
         let result = match input.traceparent.is_empty() {
             // A call of no trace is not worth the time of a span.
-            true => self.run(input).await,
+            true => self.run(input, published).await,
             false => {
                 let span = tracing::info_span!("moe", layer = input.layer, step = input.step, rows = input.rows);
                 telemetry::set_parent(&span, &input.traceparent);
-                self.run(input).instrument(span).await
+                self.run(input, published).instrument(span).await
             }
         };
         self.metrics.seconds.observe(started.elapsed().as_secs_f64());
@@ -124,7 +130,7 @@ impl Dispatcher {
         result
     }
 
-    async fn run(&self, input: MoeInput) -> Result<MoeOutput, MoeError> {
+    async fn run(&self, input: MoeInput, published: Option<Published>) -> Result<MoeOutput, MoeError> {
         let budget = match input.budget_us {
             0 => self.config.call_timeout,
             us => Duration::from_micros(us),
@@ -134,7 +140,8 @@ impl Dispatcher {
         let choices = gate::select(&self.shape.gate, bias, &input.logits, input.rows)
             .map_err(|error| MoeError::Invalid(error.to_string()))?;
         self.observe_fan_out(&choices);
-        let call = Call::new(self, input, choices, Instant::now() + budget, budget);
+        let mut call = Call::new(self, input, choices, Instant::now() + budget, budget);
+        call.published = published;
         let parts = call.run().await?;
         let shards = call.shards();
         self.metrics.shards_per_call.observe(f64::from(shards));
@@ -201,5 +208,9 @@ impl Dispatcher {
 impl MoeLink for Dispatcher {
     async fn moe(&self, input: MoeInput) -> Result<MoeOutput, Error> {
         Ok(self.call(input).await?)
+    }
+
+    async fn moe_published(&self, input: MoeInput, rows: Published) -> Result<MoeOutput, Error> {
+        Ok(self.call_with(input, Some(rows)).await?)
     }
 }

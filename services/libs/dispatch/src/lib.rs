@@ -15,6 +15,7 @@ pub mod gate;
 mod input;
 mod link;
 mod metrics;
+pub mod pair;
 pub mod plan;
 mod predict;
 mod remote;

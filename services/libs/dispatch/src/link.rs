@@ -4,8 +4,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use conclave_cluster::Member;
+use conclave_kernels::Published;
 use conclave_proto::v1::{ExpertBatch, ExpertResult, MoeInput, MoeOutput, WorkId};
 use tokio::time::Instant;
+
+use crate::pair::{NoPair, Pair, Turn};
 
 /// Why a batch did not come back from a shard.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -16,6 +19,9 @@ pub enum LinkError {
     /// Another process answers there, or the same with another checkpoint.
     #[error("shard {instance}: refused: {message}")]
     Refused { instance: String, message: String },
+    /// The sums of an answer that lay in the pair cannot be had; in messages they can.
+    #[error("shard {instance}: pair: {message}")]
+    Pair { instance: String, message: String },
 }
 
 /// One shard, reached in process or over a persistent gRPC stream.
@@ -41,6 +47,23 @@ pub trait ShardLink: Send + Sync + 'static {
     fn transport(&self) -> Transport {
         Transport::InProcess
     }
+
+    /// By which rows and sums can go past the messages, or why they cannot.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn pair(&self) -> Result<&Arc<Pair>, NoPair> {
+        Err(NoPair::InProcess)
+    }
+
+    /// Runs one batch whose rows are on the caller's board, in its turn of this link's pair.
+    ///
+    /// # Errors
+    /// When the link is lost, or sums cannot be had from the pair.
+    async fn compute_by_pair(&self, batch: ExpertBatch, turn: Turn) -> Result<ExpertResult, LinkError> {
+        drop((batch, turn));
+        Err(LinkError::Pair { instance: String::new(), message: "this link has none".to_owned() })
+    }
 }
 
 /// How messages go to a shard or a router.
@@ -55,9 +78,6 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// All of them.
-    pub(crate) const ALL: [Self; 3] = [Self::InProcess, Self::SameHost, Self::Tcp];
-
     /// Name in metrics and messages.
     pub fn name(self) -> &'static str {
         match self {
@@ -86,4 +106,13 @@ pub trait MoeLink: Send + Sync + 'static {
     /// # Errors
     /// With the kind that the request ends with.
     async fn moe(&self, input: MoeInput) -> Result<MoeOutput, conclave_serve::Error>;
+
+    /// The same with rows that are also on the board of the device of this process, until the call has ended.
+    ///
+    /// # Errors
+    /// As for [`Self::moe`].
+    async fn moe_published(&self, input: MoeInput, rows: Published) -> Result<MoeOutput, conclave_serve::Error> {
+        drop(rows);
+        self.moe(input).await
+    }
 }

@@ -1,11 +1,20 @@
 //! What dispatch counts.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use conclave_serve::metrics::Maker;
 use prometheus::{
     Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, exponential_buckets,
 };
 
 use crate::link::Transport;
+use crate::pair::NoPair;
+
+/// Rows and sums go in the messages.
+pub(crate) const MESSAGES: &str = "messages";
+/// They go from device to device within the host.
+pub(crate) const IPC: &str = "ipc";
 
 /// Metrics of one dispatcher.
 #[derive(Debug, Clone)]
@@ -16,6 +25,9 @@ pub(crate) struct Metrics {
     pub(crate) shard_rows: IntCounterVec,
     pub(crate) cell_rows: IntCounterVec,
     links: IntGaugeVec,
+    /// Labels of each shard's link.
+    linked: Arc<Mutex<HashMap<String, [&'static str; 3]>>>,
+    pub(crate) batches: IntCounterVec,
     pub(crate) retries: IntCounterVec,
     pub(crate) hedges: IntCounter,
     pub(crate) groups_per_row: Histogram,
@@ -38,9 +50,11 @@ impl Metrics {
             cell_rows: maker.counters("cell_rows_total", "(row, expert) pairs sent to a cell.", &["cell"]),
             links: maker.gauges(
                 "links",
-                "How messages go to a shard: 1 beside its transport.",
-                &["shard", "transport"],
+                "How messages go to a shard, and its rows and sums: 1 beside its transport, their way, and why in no better one.",
+                &["shard", "transport", "payload", "why"],
             ),
+            linked: Arc::default(),
+            batches: maker.counters("batches_total", "Batches sent, by the way of their rows.", &["payload"]),
             retries: maker.counters("retries_total", "Batches sent again, by reason.", &["reason"]),
             hedges: maker.counter("hedges_total", "Batches sent to a second replica because the first was slow."),
             groups_per_row: maker.histogram("groups_per_row", "Expert groups that a row of a layer touches.", counts()),
@@ -52,17 +66,24 @@ impl Metrics {
 }
 
 impl Metrics {
-    /// Messages go to a shard this way.
-    pub(crate) fn link(&self, shard: &str, transport: Transport) {
+    /// Messages go to a shard this way, rows and sums that way.
+    pub(crate) fn link(&self, shard: &str, transport: Transport, pair: Result<(), &NoPair>) {
         self.unlink(shard);
-        self.links.with_label_values(&[shard, transport.name()]).set(1);
+        let (payload, why) = pair.map_or_else(|why| (MESSAGES, why.name()), |()| (IPC, ""));
+        let labels = [transport.name(), payload, why];
+        self.linked().insert(shard.to_owned(), labels);
+        self.links.with_label_values(&[shard, labels[0], labels[1], labels[2]]).set(1);
     }
 
     /// There is no link to a shard any more.
     pub(crate) fn unlink(&self, shard: &str) {
-        for transport in Transport::ALL {
+        if let Some([transport, payload, why]) = self.linked().remove(shard) {
             // Fails only where there is no such series.
-            let _ = self.links.remove_label_values(&[shard, transport.name()]);
+            let _ = self.links.remove_label_values(&[shard, transport, payload, why]);
         }
+    }
+
+    fn linked(&self) -> MutexGuard<'_, HashMap<String, [&'static str; 3]>> {
+        self.linked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

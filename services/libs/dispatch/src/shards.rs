@@ -9,8 +9,8 @@ use prometheus::{Histogram, IntCounter};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::condition::{Condition, Trouble};
-use crate::link::{LinkError, ShardConnector, ShardLink, Transport};
-use crate::metrics::Metrics;
+use crate::link::{LinkError, ShardConnector, ShardLink};
+use crate::metrics::{IPC, MESSAGES, Metrics};
 use crate::plan::Candidate;
 use crate::predict::Rate;
 
@@ -124,14 +124,18 @@ impl Shard {
         }
         *slot = None;
         let made = connect(connector, &self.member, timeout).await?;
-        self.linked(made.transport());
+        self.linked(&*made);
         *slot = Some(made.clone());
         Ok(made)
     }
 
-    fn linked(&self, transport: Transport) {
-        tracing::info!(shard = %self.member.instance, transport = transport.name(), "connected");
-        self.metrics.link(&self.member.instance.0, transport);
+    fn linked(&self, link: &dyn ShardLink) {
+        let (shard, transport, pair) = (&self.member.instance, link.transport(), link.pair());
+        match &pair {
+            Ok(_) => tracing::info!(%shard, transport = transport.name(), payload = IPC, "connected"),
+            Err(why) => tracing::info!(%shard, transport = transport.name(), payload = MESSAGES, %why, "connected"),
+        }
+        self.metrics.link(&shard.0, transport, pair.as_ref().map(|_| ()));
     }
 
     /// Work of some pairs goes out.
@@ -214,7 +218,7 @@ async fn probe_until_back(shard: Weak<Shard>, connector: Arc<dyn ShardConnector>
         }
         match connect(connector.as_ref(), &shard.member, limit).await {
             Ok(link) => {
-                shard.linked(link.transport());
+                shard.linked(&*link);
                 *shard.link.lock().await = Some(link);
                 shard.state().condition.connected();
             }

@@ -108,12 +108,27 @@ impl Work {
 
     /// The message. The rows are copied only where they are not all rows of the layer.
     pub(crate) fn batch(&self, shape: &ModelShape, input: &LayerInput, id: WorkId, budget_us: u64) -> ExpertBatch {
+        let x = self.gather(&input.x, shape.hidden * input.activation.size(), input.rows);
+        ExpertBatch { x, ..self.without_rows(shape, input, id, budget_us) }
+    }
+
+    /// The message where the layer's rows are on the caller's board.
+    pub(crate) fn batch_of_board(
+        &self,
+        shape: &ModelShape,
+        input: &LayerInput,
+        id: WorkId,
+        budget_us: u64,
+    ) -> ExpertBatch {
+        ExpertBatch { board_rows: self.rows.clone(), ..self.without_rows(shape, input, id, budget_us) }
+    }
+
+    fn without_rows(&self, shape: &ModelShape, input: &LayerInput, id: WorkId, budget_us: u64) -> ExpertBatch {
         ExpertBatch {
             id: Some(id),
             activation: Activation::from(input.activation).into(),
             rows: self.rows.len() as u32,
             hidden: shape.hidden as u32,
-            x: self.gather(&input.x, shape.hidden * input.activation.size(), input.rows),
             groups: self.groups.clone(),
             experts: self.experts.clone(),
             counts: self.counts.clone(),

@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use conclave_kernels::{
-    Device, Dtype, ExpertRows, Ffn, FoundToken, KernelError, LatentWrite, Mla, MlaShape, RotaryTable, RowSpan,
-    StepRows, TokenAsk, Weight,
+    Device, Dtype, ExpertRows, Ffn, FoundToken, KernelError, LatentWrite, Mla, MlaShape, NotShared, RotaryTable,
+    RowSpan, StepRows, TokenAsk, Weight,
 };
 
 use super::{
@@ -167,6 +167,7 @@ impl<D: Device> Device for Profiled<D> {
     type Buffer = D::Buffer;
     type Batch = NotedBatch<D::Batch>;
     type Fetched = D::Fetched;
+    type Shared = NotShared;
 
     const BLOCK: usize = D::BLOCK;
     const SPLIT: usize = D::SPLIT;

@@ -3,12 +3,12 @@
 use std::hash::Hash;
 use std::sync::Arc;
 
-use conclave_proto::v1::Hello;
+use conclave_proto::v1::{Hello, PairGrant};
 use tonic::Streaming;
 
 use super::outgoing::Outgoing;
 use super::pending::Pending;
-use crate::stream::{self, Incoming, OpenError, Payloads};
+use crate::stream::{self, Incoming, OpenError, Opened, Payloads};
 
 /// Hands one message over to its waiter.
 pub(super) type Settle<K, A> = fn(&Pending<K, A>, A);
@@ -32,7 +32,7 @@ pub(super) async fn demultiplex<K, A>(
     pending.close(reason);
 }
 
-/// Connects to the socket of a member of this host; what comes over it is handed over.
+/// Connects to the socket of a member of this host; what comes over it is handed over. With its answer to an offer of a pair.
 ///
 /// # Errors
 /// When nobody answers there, or somebody else.
@@ -41,7 +41,7 @@ pub(super) async fn open<K, A, M>(
     hello: Hello,
     pending: Arc<Pending<K, A>>,
     settle: Settle<K, A>,
-) -> Result<Outgoing<M>, OpenError>
+) -> Result<(Outgoing<M>, Option<PairGrant>), OpenError>
 where
     K: Hash + Eq + Copy + Send + 'static,
     A: Payloads + 'static,
@@ -50,6 +50,6 @@ where
         Incoming::Answer(answer) => settle(&pending, answer),
         Incoming::Closed(reason) => pending.close(reason),
     };
-    let (sender, end) = stream::open(socket, hello, on).await?;
-    Ok(Outgoing::Stream(sender, end))
+    let Opened { sender, ending, pair } = stream::open(socket, hello, on).await?;
+    Ok((Outgoing::Stream(sender, ending), pair))
 }

@@ -30,6 +30,14 @@ impl<M: Payloads> Outgoing<M> {
         }
     }
 
+    /// The socket's, where messages go into one.
+    pub(super) fn connection(&self) -> Option<Sender> {
+        match self {
+            Self::Grpc(_) => None,
+            Self::Stream(sender, _) => Some(sender.clone()),
+        }
+    }
+
     pub(super) fn transport(&self) -> Transport {
         match self {
             Self::Grpc(_) => Transport::Tcp,

@@ -183,9 +183,9 @@ impl RemoteDispatch {
     async fn open(&self, member: &Member, socket: &str) -> Result<RouterStream, String> {
         let pending = Pending::new();
         let (instance, fingerprint) = (member.instance.0.clone(), self.config.fingerprint.clone());
-        let hello = Hello { service: "dispatch".to_owned(), instance, fingerprint };
+        let hello = Hello { service: "dispatch".to_owned(), instance, fingerprint, pair: None };
         match answers::open(socket, hello, pending.clone(), settle).await {
-            Ok(outgoing) => Ok(RouterStream { router: member.instance.clone(), outgoing, pending }),
+            Ok((outgoing, _)) => Ok(RouterStream { router: member.instance.clone(), outgoing, pending }),
             Err(OpenError::Lost(reason)) => Err(reason),
             Err(OpenError::Refused(reason)) => Err(format!("refused: {reason}")),
         }

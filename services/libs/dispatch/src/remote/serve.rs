@@ -71,11 +71,11 @@ pub async fn serve_dispatch_streams(
     let fingerprint = dispatcher.fingerprint().to_owned();
     let welcoming = Welcoming { service: "dispatch", instance: Some(instance), fingerprint };
     let layers = Layers { dispatcher, stop: stop.clone(), stirrer };
-    let talk = move |caller| {
+    let talk = move |caller, _| {
         let layers = layers.clone();
         async move { layers.serve(caller).await }
     };
-    stream::serve(listener, welcoming, stop, talk).await;
+    stream::serve(listener, welcoming, stop, stream::without_pairs, talk).await;
 }
 
 /// The caller at the other end of a stream of layers.
@@ -128,7 +128,7 @@ impl Peer for Caller {
     async fn next(&mut self, take: bool) -> Heard {
         match Self::next(self, take).await {
             Event::Message(input) => Heard::Layer(input),
-            Event::Gone => Heard::Gone,
+            Event::Gone | Event::Nonsense => Heard::Gone,
         }
     }
 

@@ -8,6 +8,7 @@ use conclave_cluster::Member;
 use conclave_proto::v1::expert_client::ExpertClient;
 use conclave_proto::v1::{ExpertBatch, ExpertResult, Hello, WorkId};
 use conclave_proto::{FINGERPRINT_HEADER, INSTANCE_HEADER, MAX_MESSAGE_BYTES};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,21 +20,39 @@ use super::channel::{self, QUEUE};
 use super::outgoing::Outgoing;
 use super::pending::{Pending, Ticket};
 use crate::link::{LinkError, ShardConnector, ShardLink, Transport};
+use crate::pair::{NoPair, Pair, Pairs, Turn};
 use crate::stream::OpenError;
 
 /// Connects to expert shards of other processes.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct RemoteShards {
     fingerprint: String,
     connect_timeout: Duration,
     /// Name of this host; `None`: TCP only.
     host: Option<String>,
+    pairs: Pairs,
 }
 
 impl RemoteShards {
     /// For shards of one checkpoint. `host`: name of this host, for the short way to shards on it; `None`: TCP only.
     pub fn new(fingerprint: impl Into<String>, connect_timeout: Duration, host: Option<String>) -> Self {
-        Self { fingerprint: fingerprint.into(), connect_timeout, host }
+        Self { fingerprint: fingerprint.into(), connect_timeout, host, pairs: Pairs::Without(NoPair::Unasked) }
+    }
+
+    /// The same whose links have pairs.
+    #[must_use]
+    pub fn with_pairs(self, pairs: Pairs) -> Self {
+        Self { pairs, ..self }
+    }
+
+    /// A link, unless it has to have a pair and has none.
+    fn checked(&self, link: RemoteShard) -> Result<Arc<dyn ShardLink>, LinkError> {
+        match (&self.pairs, &link.pair) {
+            (Pairs::Required(_), Err(why)) => {
+                Err(LinkError::Refused { instance: link.instance, message: format!("payload ipc is asked for: {why}") })
+            }
+            _ => Ok(Arc::new(link)),
+        }
     }
 
     /// Over gRPC.
@@ -54,16 +73,22 @@ impl RemoteShards {
         let answers = client.compute(request).await.map_err(|status| refusal(&instance, &status))?.into_inner();
         let pending = Pending::new();
         tokio::spawn(answers::demultiplex(answers, "the shard", pending.clone(), settle));
-        Ok(RemoteShard { instance, outgoing: Arc::new(Outgoing::Grpc(outgoing)), pending })
+        let pair = Err(self.pairs.device().err().unwrap_or(NoPair::Far));
+        Ok(RemoteShard { instance, outgoing: Arc::new(Outgoing::Grpc(outgoing)), pending, pair })
     }
 
     /// Over the socket of a member of this host.
     async fn open(&self, member: &Member, socket: &str) -> Result<RemoteShard, LinkError> {
         let (instance, fingerprint) = (member.instance.0.clone(), self.fingerprint.clone());
         let pending = Pending::new();
-        let hello = Hello { service: "expert".to_owned(), instance: instance.clone(), fingerprint };
+        let device = self.pairs.device();
+        let pair = device.as_ref().ok().map(|device| device.offer());
+        let hello = Hello { service: "expert".to_owned(), instance: instance.clone(), fingerprint, pair };
         match answers::open(socket, hello, pending.clone(), settle).await {
-            Ok(outgoing) => Ok(RemoteShard { instance, outgoing: Arc::new(outgoing), pending }),
+            Ok((outgoing, grant)) => {
+                let pair = device.and_then(|device| Pair::open(&**device, grant.as_ref(), outgoing.connection()));
+                Ok(RemoteShard { instance, outgoing: Arc::new(outgoing), pending, pair })
+            }
             Err(OpenError::Lost(message)) => Err(LinkError::Lost { instance, message }),
             Err(OpenError::Refused(message)) => Err(LinkError::Refused { instance, message }),
         }
@@ -75,11 +100,11 @@ impl ShardConnector for RemoteShards {
     async fn connect(&self, member: &Member) -> Result<Arc<dyn ShardLink>, LinkError> {
         if let Some(socket) = member.socket_on(self.host.as_deref()) {
             match self.open(member, socket).await {
-                Ok(link) => return Ok(Arc::new(link)),
+                Ok(link) => return self.checked(link),
                 Err(error) => tracing::info!(%error, "not reached as a member of this host, TCP is tried"),
             }
         }
-        Ok(Arc::new(self.dial(member).await?))
+        self.checked(self.dial(member).await?)
     }
 }
 
@@ -103,38 +128,78 @@ struct RemoteShard {
     instance: String,
     outgoing: Arc<Outgoing<ExpertBatch>>,
     pending: Arc<Pending<WorkId, ExpertResult>>,
+    /// Dropped after nobody sends any more: it ends the connection.
+    pair: Result<Arc<Pair>, NoPair>,
 }
 
-/// Tells the shard that an answer is no longer wanted, if dropped before it came.
-struct Wanted {
-    ticket: Ticket<WorkId, ExpertResult>,
-    id: Option<WorkId>,
+/// A batch that was sent and is not answered. If dropped, it tells the shard that an answer is no longer wanted; one by pair
+/// is waited for all the same, however late it comes.
+struct Sent {
+    ticket: Option<Ticket<WorkId, ExpertResult>>,
+    turn: Option<Turn>,
+    id: WorkId,
     outgoing: Arc<Outgoing<ExpertBatch>>,
 }
 
-impl Drop for Wanted {
+impl Sent {
+    /// The answer, with the batch's turn.
+    async fn answer(mut self) -> Result<(ExpertResult, Option<Turn>), String> {
+        let waiting = self.ticket.as_mut().ok_or("the batch is not waited for")?;
+        let answered = waiting.wait().await;
+        self.ticket = None;
+        Ok((answered?, self.turn.take()))
+    }
+}
+
+impl Drop for Sent {
     fn drop(&mut self) {
-        if self.id.is_some() {
-            self.outgoing.try_send(ExpertBatch { id: self.id, cancel: true, ..ExpertBatch::default() });
+        let Some(mut ticket) = self.ticket.take() else { return };
+        self.outgoing.try_send(ExpertBatch { id: Some(self.id), cancel: true, ..ExpertBatch::default() });
+        if let (Some(mut turn), Ok(runtime)) = (self.turn.take(), Handle::try_current()) {
+            runtime.spawn(async move {
+                if ticket.wait().await.is_ok() {
+                    turn.answered();
+                }
+            });
         }
+    }
+}
+
+impl RemoteShard {
+    fn lost(&self, message: String) -> LinkError {
+        LinkError::Lost { instance: self.instance.clone(), message }
+    }
+
+    async fn send(&self, mut batch: ExpertBatch, turn: Option<Turn>) -> Result<Sent, LinkError> {
+        batch.signs_of_life = true;
+        let id = batch.id.unwrap_or_default();
+        let ticket = self.pending.register(id).map_err(|message| self.lost(message))?;
+        if !self.outgoing.send(batch).await {
+            return Err(self.lost(self.pending.closed().unwrap_or_else(|| "the stream is closed".to_owned())));
+        }
+        Ok(Sent { ticket: Some(ticket), turn, id, outgoing: self.outgoing.clone() })
     }
 }
 
 #[async_trait]
 impl ShardLink for RemoteShard {
-    async fn compute(&self, mut batch: ExpertBatch) -> Result<ExpertResult, LinkError> {
-        batch.signs_of_life = true;
-        let lost = |message: String| LinkError::Lost { instance: self.instance.clone(), message };
-        let id = batch.id.unwrap_or_default();
-        let ticket = self.pending.register(id).map_err(lost)?;
-        let mut wanted = Wanted { ticket, id: None, outgoing: self.outgoing.clone() };
-        if !self.outgoing.send(batch).await {
-            return Err(lost(self.pending.closed().unwrap_or_else(|| "the stream is closed".to_owned())));
+    async fn compute(&self, batch: ExpertBatch) -> Result<ExpertResult, LinkError> {
+        let sent = self.send(batch, None).await?;
+        let (result, _) = sent.answer().await.map_err(|message| self.lost(message))?;
+        Ok(result)
+    }
+
+    async fn compute_by_pair(&self, batch: ExpertBatch, turn: Turn) -> Result<ExpertResult, LinkError> {
+        let sent = self.send(batch, Some(turn)).await?;
+        let (mut result, turn) = sent.answer().await.map_err(|message| self.lost(message))?;
+        match turn.map_or(Ok(()), |turn| turn.collect(&mut result)) {
+            Ok(()) => Ok(result),
+            Err(message) => Err(LinkError::Pair { instance: self.instance.clone(), message }),
         }
-        wanted.id = Some(id);
-        let result = wanted.ticket.wait().await.map_err(lost);
-        wanted.id = None;
-        result
+    }
+
+    fn pair(&self) -> Result<&Arc<Pair>, NoPair> {
+        self.pair.as_ref().map_err(Clone::clone)
     }
 
     fn alive(&self) -> bool {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conclave_proto::v1::{Hello, Welcome};
+use conclave_proto::v1::{Hello, PairGrant, Welcome};
 use conclave_serve::same_host;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -37,6 +37,14 @@ pub(crate) enum Incoming<A> {
     Closed(String),
 }
 
+/// A connection with a member that is the one that was meant.
+pub(crate) struct Opened {
+    pub(crate) sender: Sender,
+    pub(crate) ending: Ending,
+    /// Its answer to an offer of a pair.
+    pub(crate) pair: Option<PairGrant>,
+}
+
 /// Connects to a socket and says whom it means. From then on a task of this runtime calls `on` with what comes.
 ///
 /// # Errors
@@ -45,7 +53,7 @@ pub(crate) async fn open<A: Payloads + 'static>(
     socket: &str,
     hello: Hello,
     on: impl FnMut(Incoming<A>) + Send + 'static,
-) -> Result<(Sender, Ending), OpenError> {
+) -> Result<Opened, OpenError> {
     let lost = |reason: &dyn std::fmt::Display| OpenError::Lost(format!("socket {socket}: {reason}"));
     let connected = timeout(HANDSHAKE, async {
         let stream = Arc::new(UnixStream::connect(same_host::path(socket)).await?);
@@ -62,13 +70,13 @@ pub(crate) async fn open<A: Payloads + 'static>(
     };
     let welcome = answer.filter(|frame| frame.kind == Kind::Welcome);
     let welcome = welcome.ok_or_else(|| lost(&"the connection ended without a welcome"))?;
-    let Welcome { refused } = frame::decode(welcome.message, welcome.payloads).map_err(|error| lost(&error))?;
+    let Welcome { refused, pair } = frame::decode(welcome.message, welcome.payloads).map_err(|error| lost(&error))?;
     if !refused.is_empty() {
         return Err(OpenError::Refused(refused));
     }
     let end = CancellationToken::new();
     tokio::spawn(run(receiver, sender.clone(), end.clone(), on));
-    Ok((sender, end.drop_guard()))
+    Ok(Opened { sender, ending: end.drop_guard(), pair })
 }
 
 /// The task of a connection.

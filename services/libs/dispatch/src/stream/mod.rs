@@ -9,10 +9,11 @@ mod receiver;
 mod sender;
 mod server;
 
-pub(crate) use client::{Ending, Incoming, OpenError, open};
+pub(crate) use client::{Ending, Incoming, OpenError, Opened, open};
 pub use frame::{Payloads, decode};
 pub use receiver::Receiver;
 pub use sender::Sender;
+pub(crate) use server::without_pairs;
 pub use server::{Caller, Event, Welcoming, serve};
 
 /// Longest wait for the other side's part of the handshake.

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conclave_proto::v1::{Hello, Welcome};
+use conclave_proto::v1::{Hello, PairGrant, PairOffer, Welcome};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -57,8 +57,10 @@ pub struct Caller {
 pub enum Event<M> {
     /// A message.
     Message(M),
-    /// It has gone, or talks nonsense.
+    /// It has closed the connection, or its process has ended.
     Gone,
+    /// It talks nonsense.
+    Nonsense,
 }
 
 impl Caller {
@@ -77,20 +79,21 @@ impl Caller {
             match frame {
                 Ok(Some(frame)) if frame.kind == Kind::Message => match frame::decode(frame.message, frame.payloads) {
                     Ok(message) => return Event::Message(message),
-                    Err(error) => return self.gone(&error),
+                    Err(error) => return self.ended(&error, Event::Nonsense),
                 },
                 Ok(Some(frame)) if frame.kind == Kind::Ping => drop(self.sender.put(frame::empty(Kind::Pong))),
                 Ok(Some(frame)) if frame.kind == Kind::Pong => {}
-                Ok(Some(_)) => return self.gone(&"a second handshake"),
+                Ok(Some(_)) => return self.ended(&"a second handshake", Event::Nonsense),
                 Ok(None) => return Event::Gone,
-                Err(error) => return self.gone(&error),
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => return self.ended(&error, Event::Nonsense),
+                Err(error) => return self.ended(&error, Event::Gone),
             }
         }
     }
 
-    fn gone<M>(&self, reason: &dyn std::fmt::Display) -> Event<M> {
+    fn ended<M>(&self, reason: &dyn std::fmt::Display, event: Event<M>) -> Event<M> {
         tracing::debug!(%reason, "stream of a member of this host ended");
-        Event::Gone
+        event
     }
 }
 
@@ -100,13 +103,16 @@ impl Drop for Caller {
     }
 }
 
-/// Accepts callers until `stop`, and waits until those that came have ended. `talk` has to end soon after `stop`.
-pub async fn serve<F>(
+/// Accepts callers until `stop`, and waits until those that came have ended. `talk` has to end soon after `stop`. `grant`
+/// answers offers of a pair; what it keeps of one goes to `talk`.
+pub async fn serve<P, F>(
     listener: UnixListener,
     welcoming: Welcoming,
     stop: CancellationToken,
-    talk: impl Fn(Caller) -> F + Clone + Send + 'static,
+    grant: impl Fn(&PairOffer) -> (PairGrant, Option<P>) + Clone + Send + 'static,
+    talk: impl Fn(Caller, Option<P>) -> F + Clone + Send + 'static,
 ) where
+    P: Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
     let mut callers = JoinSet::new();
@@ -114,10 +120,10 @@ pub async fn serve<F>(
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let (welcoming, talk) = (welcoming.clone(), talk.clone());
+                    let (welcoming, grant, talk) = (welcoming.clone(), grant.clone(), talk.clone());
                     callers.spawn(async move {
-                        match timeout(HANDSHAKE, welcome(stream, &welcoming)).await {
-                            Ok(Ok(Some(caller))) => talk(caller).await,
+                        match timeout(HANDSHAKE, welcome(stream, &welcoming, grant)).await {
+                            Ok(Ok(Some((caller, pair)))) => talk(caller, pair).await,
                             Ok(Ok(None)) | Err(_) => {}
                             Ok(Err(error)) => tracing::debug!(%error, "handshake with a member of this host"),
                         }
@@ -136,17 +142,27 @@ pub async fn serve<F>(
     while callers.join_next().await.is_some() {}
 }
 
+/// Grants no pair: this service has no device.
+pub(crate) fn without_pairs(_: &PairOffer) -> (PairGrant, Option<()>) {
+    (PairGrant { refused: "it has no device".to_owned(), ..PairGrant::default() }, None)
+}
+
 /// The handshake.
-async fn welcome(stream: UnixStream, welcoming: &Welcoming) -> io::Result<Option<Caller>> {
+async fn welcome<P>(
+    stream: UnixStream,
+    welcoming: &Welcoming,
+    grant: impl Fn(&PairOffer) -> (PairGrant, Option<P>),
+) -> io::Result<Option<(Caller, Option<P>)>> {
     let stream = Arc::new(stream);
     let (sender, mut receiver) = (Sender::new(stream.clone()), Receiver::new(stream));
     let Some(frame) = receiver.next().await?.filter(|frame| frame.kind == Kind::Hello) else { return Ok(None) };
     let hello: Hello = frame::decode(frame.message, frame.payloads).map_err(io::Error::other)?;
     let refused = welcoming.refusal(&hello);
     let welcome = refused.is_empty();
-    sender.put(frame::encode(Kind::Welcome, Welcome { refused }));
+    let (pair, kept) = hello.pair.as_ref().filter(|_| welcome).map(grant).unzip();
+    sender.put(frame::encode(Kind::Welcome, Welcome { refused, pair }));
     sender.flush().await?;
-    Ok(welcome.then_some(Caller { sender, receiver }))
+    Ok(welcome.then_some((Caller { sender, receiver }, kept.flatten())))
 }
 
 #[cfg(test)]
@@ -155,15 +171,15 @@ mod tests {
     use conclave_serve::same_host;
     use tokio::sync::mpsc;
 
-    use super::super::client::{Incoming, OpenError, open};
+    use super::super::client::{Incoming, OpenError, Opened, open};
     use super::*;
 
     fn hello(instance: &str, fingerprint: &str) -> Hello {
-        Hello { service: "expert".into(), instance: instance.into(), fingerprint: fingerprint.into() }
+        Hello { service: "expert".into(), instance: instance.into(), fingerprint: fingerprint.into(), pair: None }
     }
 
     /// Answers each batch with its id.
-    async fn echo(mut caller: Caller) {
+    async fn echo(mut caller: Caller, _: Option<()>) {
         while let Event::Message::<ExpertBatch>(batch) = caller.next(true).await {
             let sums = vec![conclave_proto::v1::PartialSum { sum: batch.x, ..Default::default() }];
             caller.sender.post(ExpertResult { id: batch.id, sums, ..ExpertResult::default() });
@@ -174,7 +190,7 @@ mod tests {
         let (listener, name) = same_host::listen("a").unwrap();
         let welcoming = Welcoming { service: "expert", instance: Some("a".into()), fingerprint: "f".into() };
         let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, welcoming, stop.clone(), echo));
+        tokio::spawn(serve(listener, welcoming, stop.clone(), without_pairs, echo));
         (name, stop)
     }
 
@@ -196,8 +212,8 @@ mod tests {
     async fn messages_of_any_size_come_back_in_order_and_the_end_is_told() {
         let (socket, stop) = start();
         let (told, mut incoming) = mpsc::unbounded_channel();
-        let (sender, _ending) =
-            open::<ExpertResult>(&socket, hello("a", "f"), move |incoming| drop(told.send(incoming))).await.unwrap();
+        let opened = open::<ExpertResult>(&socket, hello("a", "f"), move |incoming| drop(told.send(incoming)));
+        let Opened { sender, ending, .. } = opened.await.unwrap();
         let sizes = [0usize, 1, 70_000, 9 << 20, 3, 300_000];
         for (step, size) in sizes.iter().enumerate() {
             let id = Some(WorkId { step: step as u64, ..WorkId::default() });
@@ -209,7 +225,7 @@ mod tests {
             assert!(answer.sums[0].sum.len() == *size && answer.sums[0].sum.iter().all(|b| *b == step as u8));
         }
         drop(stop);
-        drop(_ending);
+        drop(ending);
         assert!(matches!(incoming.recv().await, Some(Incoming::Closed(_))));
         assert!(!sender.post(ExpertBatch::default()), "nothing is sent any more");
     }

@@ -1,0 +1,118 @@
+//! A shim whose kernels can be held up, and whose reads of others' memory can fail.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+use conclave_kernels::cuda::{CudaError, Driver, EncodedMap, Launch, Shim, ShimMemory, TensorMap};
+
+/// What a test does to a [`Gated`] device.
+#[derive(Default)]
+pub(crate) struct Gate {
+    shut: Mutex<bool>,
+    opened: Condvar,
+    /// Launches that wait, or have waited, at the gate.
+    pub(crate) held: AtomicUsize,
+    pub(crate) fails: AtomicBool,
+}
+
+impl Gate {
+    pub(crate) fn shut(&self) {
+        *self.shut.lock().unwrap() = true;
+    }
+
+    pub(crate) fn open(&self) {
+        *self.shut.lock().unwrap() = false;
+        self.opened.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut shut = self.shut.lock().unwrap();
+        if *shut {
+            self.held.fetch_add(1, Ordering::SeqCst);
+        }
+        while *shut {
+            shut = self.opened.wait(shut).unwrap();
+        }
+    }
+}
+
+/// The shim behind a gate.
+pub(crate) struct Gated {
+    pub(crate) shim: Shim,
+    pub(crate) gate: Arc<Gate>,
+}
+
+impl Driver for Gated {
+    type Memory = ShimMemory;
+    type Mark = <Shim as Driver>::Mark;
+    type Copy = <Shim as Driver>::Copy;
+
+    fn name(&self) -> String {
+        self.shim.name()
+    }
+
+    fn chip(&self) -> &'static str {
+        self.shim.chip()
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.shim.multiprocessors()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<ShimMemory, CudaError> {
+        self.shim.allocate(bytes)
+    }
+
+    fn zero(&self, memory: &ShimMemory, range: Range<usize>) -> Result<(), CudaError> {
+        self.shim.zero(memory, range)
+    }
+
+    fn upload_parts(&self, memory: &ShimMemory, offset: usize, parts: &[&[u8]]) -> Result<(), CudaError> {
+        self.shim.upload_parts(memory, offset, parts)
+    }
+
+    fn fetch(&self, parts: &[(&ShimMemory, Range<usize>)]) -> Result<Self::Copy, CudaError> {
+        self.shim.fetch(parts)
+    }
+
+    fn take(&self, copy: Self::Copy, parts: &mut [&mut [u8]]) -> Result<(), CudaError> {
+        self.shim.take(copy, parts)
+    }
+
+    fn address(&self, memory: &ShimMemory) -> u64 {
+        self.shim.address(memory)
+    }
+
+    fn tensor_map(&self, map: &TensorMap<'_>) -> Result<EncodedMap, CudaError> {
+        self.shim.tensor_map(map)
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        self.gate.pass();
+        self.shim.launch(launch)
+    }
+
+    fn mark(&self) -> Result<Self::Mark, CudaError> {
+        self.shim.mark()
+    }
+
+    fn seconds(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64, CudaError> {
+        self.shim.seconds(from, to)
+    }
+
+    fn export(&self, bytes: usize) -> Result<(ShimMemory, Vec<u8>), CudaError> {
+        self.shim.export(bytes)
+    }
+
+    fn import(&self, handle: &[u8]) -> Result<(ShimMemory, usize), CudaError> {
+        self.shim.import(handle)
+    }
+
+    fn download_beside(&self, memory: &ShimMemory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
+        if self.gate.fails.load(Ordering::SeqCst) {
+            return Err(CudaError::Device { what: "copy from another process", detail: "it is gone".to_owned() });
+        }
+        self.shim.download_beside(memory, offset, bytes)
+    }
+}
