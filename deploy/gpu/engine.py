@@ -91,7 +91,9 @@ class Engine:
             self.model = self.bits_model
         one_process = ["--device", self.device, *self.step(), "--profile"]
         self.bench("bench, one process", "bench", one_process, 120)
-        self.bench("bench, one process, not exact", "bench-not-exact", [*one_process, "--no-exact", *self.baseline()], 60)
+        for name, flag in (("not exact", "--no-exact"), ("no graphs", "--no-graphs")):
+            file = f"bench-{name.replace(' ', '-')}"
+            self.bench(f"bench, one process, {name}", file, [*one_process, flag, *self.baseline()], 60)
         self.steps.call("bench, several processes", self.bench_cluster, 90)
         self.steps.call("transformers", self.beside, 100)
 
