@@ -80,7 +80,7 @@ fn a_refused_checkpoint_is_shown_with_every_reason() {
     let dir = demo_copy();
     let path = dir.path().join("config.json");
     let mut config = json(&fs::read_to_string(&path).unwrap());
-    config["model_type"] = "deepseek_v3".into();
+    config["hidden_act"] = "gelu".into();
     config["moe_intermediate_size"] = 32.into();
     fs::write(&path, config.to_string()).unwrap();
     fs::write(dir.path().join("tokenizer.json"), r#"{"model": "#).unwrap();
@@ -90,8 +90,8 @@ fn a_refused_checkpoint_is_shown_with_every_reason() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let shown = stdout(&output);
     for words in [
-        "deepseek_v3: 6 layers (1 dense, 5 MoE), hidden 256",
-        "refused: model_type deepseek_v3: not supported yet, expected deepseek_v2",
+        "deepseek_v2: 6 layers (1 dense, 5 MoE), hidden 256",
+        "refused: config.json: hidden_act: found \"gelu\"",
         "refused: model.safetensors: tensor model.layers.1.mlp.shared_experts.gate_proj.weight: found shape [128, 256], expected [64, 256]",
         "more like it)",
         "refused: tokenizer.json: line 1",
@@ -105,7 +105,7 @@ fn a_refused_checkpoint_is_shown_with_every_reason() {
     let output = conclave(&["inspect", "--json", text(dir.path())]);
     let report = json(&stdout(&output));
     assert_eq!((output.status.code(), &report["servable"]), (Some(1), &json!(false)));
-    assert_eq!((&report["config"]["model_type"], &report["fingerprint"]), (&json!("deepseek_v3"), &Value::Null));
+    assert_eq!((&report["config"]["model_type"], &report["fingerprint"]), (&json!("deepseek_v2"), &Value::Null));
 }
 
 #[test]
