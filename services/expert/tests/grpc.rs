@@ -77,7 +77,7 @@ fn serve_router(dispatcher: Arc<Dispatcher>) -> Running {
 fn dispatcher(checkpoint: &Checkpoint, membership: &LocalMembership) -> Arc<Dispatcher> {
     Dispatcher::new(
         DispatchConfig::new(checkpoint.fingerprint()),
-        ModelShape::new(&checkpoint).unwrap().unwrap(),
+        ModelShape::new(checkpoint).unwrap().unwrap(),
         membership,
         Arc::new(RemoteShards::new(checkpoint.fingerprint(), TIMEOUT, None)),
         &Registry::new(),

@@ -76,7 +76,7 @@ fn shards(checkpoint: &Checkpoint) -> RemoteShards {
 fn dispatcher(checkpoint: &Checkpoint, membership: &LocalMembership) -> Arc<Dispatcher> {
     Dispatcher::new(
         DispatchConfig::new(checkpoint.fingerprint()),
-        ModelShape::new(&checkpoint).unwrap().unwrap(),
+        ModelShape::new(checkpoint).unwrap().unwrap(),
         membership,
         Arc::new(shards(checkpoint)),
         &Registry::new(),

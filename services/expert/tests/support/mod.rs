@@ -200,7 +200,7 @@ pub(crate) async fn dispatch<D: Device>(
     }
     let dispatcher = Dispatcher::new(
         DispatchConfig::new(checkpoint.fingerprint()),
-        ModelShape::new(&checkpoint).unwrap().unwrap(),
+        ModelShape::new(checkpoint).unwrap().unwrap(),
         &membership,
         Arc::new(InProcess(links)),
         &Registry::new(),
