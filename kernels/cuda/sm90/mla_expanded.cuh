@@ -164,15 +164,6 @@ struct Rows {
     }
 };
 
-/// Scores of keys that a row does not see become minus infinity, whatever lies in their slots.
-__device__ __forceinline__ void mask(const Rows& rows, u32 page, float (&s)[SCORES]) {
-#pragma unroll
-    for (u32 i = 0; i < SCORES; ++i) {
-        u32 key = page * PAGE + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-        if (key >= rows.seen[i / 2 % 2]) s[i] = MINUS_INFINITY;
-    }
-}
-
 /// Adds one page to a warpgroup's rows.
 __device__ __forceinline__ void add_page(
     const Memory& memory, const Ring& ring, u64 q, u32 page, float scale, Rows& rows) {
@@ -192,7 +183,7 @@ __device__ __forceinline__ void add_page(
     product_commit();
     product_wait<0>();
     product_pin(s);
-    mask(rows, page, s);
+    mask(rows.seen, page * PAGE, s);
     weigh(s, scale * LOG2_E, rows.softmax, weights, factors);
     rescale(factors, rows.sums);
     product_fence();

@@ -47,15 +47,6 @@ __device__ __forceinline__ void multiply_keys(const MlaMemory& memory, const Rin
     product_pin(s);
 }
 
-/// Scores of keys that a row does not see become minus infinity, whatever lies in their slots.
-__device__ __forceinline__ void mask(const QueryRows& rows, u32 page, float (&s)[SCORES]) {
-#pragma unroll
-    for (u32 i = 0; i < SCORES; ++i) {
-        u32 position = page * PAGE + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-        if (position >= rows.keys[i / 2 % 2]) s[i] = MINUS_INFINITY;
-    }
-}
-
 /// Hands weights and factors to the other warpgroup.
 __device__ __forceinline__ void share_weights(
     const MlaMemory& memory, const QueryRows& rows, const u32 (&weights)[4][4], const float (&factors)[2]) {
@@ -120,7 +111,7 @@ __device__ __forceinline__ void first_page(
     multiply_keys(memory, ring, s);
     if (last) arrive_warp(memory.q_empty());
     arrive_warp(memory.empty(ring.stage, 2));
-    mask(rows, page, s);
+    mask(rows.keys, page * PAGE, s);
     weigh(s, mla.scale * LOG2_E, softmax, weights, factors);
     barrier_wait(memory.weights_empty(), handed.parity ^ 1);
     share_weights(memory, rows, weights, factors);

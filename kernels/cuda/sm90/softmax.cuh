@@ -24,6 +24,16 @@ __device__ __forceinline__ float largest(const float (&s)[SCORES], u32 half) {
     return fmaxf(max, __shfl_xor_sync(0xffffffff, max, 2));
 }
 
+/// Scores of a page's keys, from key `first` on, that a row does not see become minus infinity, whatever lies in their slots:
+/// the thread's two rows see so many keys.
+__device__ __forceinline__ void mask(const u32 (&seen)[2], u32 first, float (&s)[SCORES]) {
+#pragma unroll
+    for (u32 i = 0; i < SCORES; ++i) {
+        u32 key = first + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+        if (key >= seen[i / 2 % 2]) s[i] = MINUS_INFINITY;
+    }
+}
+
 /// Makes rounded weights of a page's scores, as left operands of four products, and the factors of the sums so far.
 __device__ __forceinline__ void weigh(
     const float (&s)[SCORES], float scale, Softmax& softmax, u32 (&weights)[4][4], float (&factors)[2]) {

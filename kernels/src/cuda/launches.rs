@@ -100,8 +100,8 @@ impl Launches {
 
     /// Whether both are of the same kernels with arguments of the same sizes, in the same order.
     pub fn is_alike(&self, other: &Self) -> bool {
-        let kernels = |list: &Self| list.nodes.iter().map(|node| node.kernel).collect::<Vec<_>>();
-        self.sizes == other.sizes && kernels(self) == kernels(other)
+        let (ours, others) = (&self.nodes, &other.nodes);
+        self.sizes == other.sizes && ours.iter().map(|node| node.kernel).eq(others.iter().map(|node| node.kernel))
     }
 
     /// Indices at which lists that are alike have different launches.

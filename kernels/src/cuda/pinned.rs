@@ -207,10 +207,7 @@ impl Download {
     pub(super) fn take(mut self, parts: &mut [&mut [u8]]) -> Result<Option<Pinned>, DriverError> {
         self.end.wait()?;
         let Some(mut memory) = self.memory.take() else { return Ok(None) };
-        assert!(
-            self.parts.iter().eq(parts.iter().map(|part| part.len()).collect::<Vec<_>>().iter()),
-            "parts of a copy"
-        );
+        assert!(self.parts.iter().copied().eq(parts.iter().map(|part| part.len())), "parts of a copy");
         let mut start = 0;
         for part in parts {
             part.copy_from_slice(memory.piece(start..start + part.len()));
