@@ -66,11 +66,9 @@ impl Lanes for Ymm {
     }
 
     #[inline(always)]
-    unsafe fn load_second(mut from: *const u16) -> Self {
-        // SAFETY: see above; the empty assembly changes nothing. It hides that these pairs have been loaded before, which the
-        // compiler would keep, and registers are few.
+    unsafe fn load_second(from: *const u16) -> Self {
+        // SAFETY: see above.
         unsafe {
-            std::arch::asm!("/* {0} */", inout(reg) from, options(pure, readonly, nostack, preserves_flags));
             let pairs = _mm256_loadu_si256(from.cast());
             Self(_mm256_castsi256_ps(_mm256_blend_epi16::<0xaa>(_mm256_setzero_si256(), pairs)))
         }

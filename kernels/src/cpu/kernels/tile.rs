@@ -2,6 +2,8 @@
 // Loops over indices below a const parameter are unrolled, and keep their sums in registers.
 #![allow(unsafe_code, clippy::needless_range_loop)]
 
+use std::hint::black_box;
+
 use super::{elementwise::round, lanes::Lanes, steps};
 use crate::{
     Dtype,
@@ -17,6 +19,8 @@ const FEW: usize = 4;
 /// How far ahead of few rows their panels are fetched, in elements of each: a strip of every one would not stay in the
 /// nearest cache.
 const AHEAD: usize = 2048;
+/// Pairs of steps in one round of the loop.
+const UNROLLED: usize = 2;
 /// Bytes of packed rows that are taken together.
 pub(super) const BLOCK: usize = 256 << 10;
 
@@ -25,7 +29,7 @@ pub(super) const BLOCK: usize = 256 << 10;
 pub(super) fn panels(rows: usize) -> usize {
     match rows {
         1 => 4,
-        2 | 3 => 2,
+        2 => 2,
         _ => 1,
     }
 }
@@ -58,7 +62,6 @@ pub(super) unsafe fn tile<L: Lanes, const V: usize>(x: &[f32], panels: &[&[u16]]
             (2, 1) => multiply::<L, V, 2, 1>(x, panels, sums),
             (2, 2) => multiply::<L, V, 2, 2>(x, panels, sums),
             (3, 1) => multiply::<L, V, 3, 1>(x, panels, sums),
-            (3, 2) => multiply::<L, V, 3, 2>(x, panels, sums),
             (4, 1) => multiply::<L, V, 4, 1>(x, panels, sums),
             (5, 1) => multiply::<L, V, 5, 1>(x, panels, sums),
             (6, 1) => multiply::<L, V, 6, 1>(x, panels, sums),
@@ -77,6 +80,9 @@ unsafe fn multiply<L: Lanes, const V: usize, const R: usize, const P: usize>(
 ) {
     let mut w = [std::ptr::null::<u16>(); P];
     w.iter_mut().zip(panels).for_each(|(w, panel)| *w = panel.as_ptr());
+    // The same, which the compiler is not to know: it would keep what it has loaded for the first steps of pairs until the
+    // second ones, and registers are few.
+    let again = black_box(w);
     let steps = x.len() / R;
     let ahead = if R < FEW { AHEAD } else { steps * WIDTH };
     // SAFETY: `pair` stays below half of the steps, of which a panel holds 32 elements for each; a prefetch may name any
@@ -90,32 +96,60 @@ unsafe fn multiply<L: Lanes, const V: usize, const R: usize, const P: usize>(
                 }
             }
         }
-        for pair in 0..steps / 2 {
-            for step in 0..2 {
-                let mut weights = [[L::splat(0.0); V]; P];
+        for first in (0..steps / 2).step_by(UNROLLED) {
+            for pair in first..first + UNROLLED {
+                let (x, at) = (x.as_ptr().add(2 * pair), pair * PAIRS);
+                add(x, steps, w.map(|w| w.add(at)), L::load_first, &mut totals);
+                add(x.add(1), steps, again.map(|w| w.add(at)), L::load_second, &mut totals);
                 for p in 0..P {
-                    for v in 0..V {
-                        let pairs = w[p].add(pair * PAIRS + v * 2 * L::COUNT);
-                        weights[p][v] = if step == 0 { L::load_first(pairs) } else { L::load_second(pairs) };
-                    }
+                    L::prefetch(w[p].wrapping_add(ahead + pair * PAIRS));
                 }
-                for r in 0..R {
-                    let x = L::splat(*x.as_ptr().add(r * steps + 2 * pair + step));
-                    for p in 0..P {
-                        for v in 0..V {
-                            totals[r][p][v] = weights[p][v].mul_add(x, totals[r][p][v]);
-                        }
-                    }
-                }
-            }
-            for p in 0..P {
-                L::prefetch(w[p].wrapping_add(ahead + pair * PAIRS));
             }
         }
         for r in 0..R {
             for p in 0..P {
                 for v in 0..V {
                     totals[r][p][v].store(sums[p * R + r].as_mut_ptr().add(v * L::COUNT));
+                }
+            }
+        }
+    }
+}
+
+/// One step. Of the inputs and the weights, those that are fewer stay in registers while the others come one by one.
+///
+/// # Safety
+/// As for [`Lanes`]; inputs of `R` rows `steps` apart from `x` on, and sixteen pairs of weights behind each of `w`.
+#[inline(always)]
+unsafe fn add<L: Lanes, const V: usize, const R: usize, const P: usize>(
+    x: *const f32,
+    steps: usize,
+    w: [*const u16; P],
+    load: unsafe fn(*const u16) -> L,
+    totals: &mut [[[L; V]; P]; R],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let input = |r: usize| L::splat(*x.add(r * steps));
+        let weight = |p: usize, v: usize| load(w[p].add(v * 2 * L::COUNT));
+        if R < P * V {
+            let inputs: [L; R] = std::array::from_fn(input);
+            for p in 0..P {
+                for v in 0..V {
+                    let weight = weight(p, v);
+                    for r in 0..R {
+                        totals[r][p][v] = weight.mul_add(inputs[r], totals[r][p][v]);
+                    }
+                }
+            }
+        } else {
+            let weights: [[L; V]; P] = std::array::from_fn(|p| std::array::from_fn(|v| weight(p, v)));
+            for r in 0..R {
+                let input = input(r);
+                for p in 0..P {
+                    for v in 0..V {
+                        totals[r][p][v] = weights[p][v].mul_add(input, totals[r][p][v]);
+                    }
                 }
             }
         }
