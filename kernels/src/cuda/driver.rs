@@ -90,6 +90,18 @@ pub trait Driver: Send + Sync + 'static {
         let _ = piece;
         Ok(())
     }
+    /// Whether the machine has a library for [`Driver::library_product`].
+    fn has_library(&self) -> bool {
+        false
+    }
+    /// Queues a product by the machine's own library, which adds up as it likes: in another order for every size.
+    ///
+    /// # Errors
+    /// When there is none, or it fails.
+    fn library_product(&self, product: &LibraryProduct) -> Result<(), CudaError> {
+        let _ = product;
+        Err(CudaError::Missing { missing: "a library of products", detail: format!("{} has none", self.name()) })
+    }
     /// Marks the place in the queue behind all that was queued before.
     ///
     /// # Errors
@@ -128,6 +140,23 @@ pub trait Driver: Send + Sync + 'static {
 
 fn unshared(name: &str) -> CudaError {
     CudaError::Missing { missing: "memory that processes share", detail: format!("{name} has none") }
+}
+
+/// `y [rows, outputs] = x [rows, inner] · wᵀ`, where `w [outputs, inner]`: bf16 times bf16, sums and `y` in f32.
+#[derive(Debug, Clone, Copy)]
+pub struct LibraryProduct {
+    /// Address of the inputs.
+    pub x: u64,
+    /// Address of the weights.
+    pub w: u64,
+    /// Address of the outputs.
+    pub y: u64,
+    /// At least one, here and below.
+    pub rows: usize,
+    /// Elements of a row of `x`.
+    pub inner: usize,
+    /// Elements of a row of `y`.
+    pub outputs: usize,
 }
 
 /// A kernel to run, on how many threads.

@@ -6,7 +6,7 @@ use std::{
     io,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use cudarc::driver::{
@@ -15,7 +15,8 @@ use cudarc::driver::{
 };
 
 use super::{
-    CudaError, Driver, Element, EncodedMap, Launch, MOST_DIMENSIONS, TensorMap, ipc,
+    CudaError, Driver, Element, EncodedMap, Launch, LibraryProduct, MOST_DIMENSIONS, TensorMap, ipc,
+    library::Library,
     pinned::{Download, Downloads, Uploads},
 };
 
@@ -43,6 +44,8 @@ pub struct Gpu {
     pub(super) device: Arc<Device>,
     modules: Vec<Module>,
     functions: Mutex<HashMap<String, Function>>,
+    /// Opened when it is first asked for, if there is one.
+    library: OnceLock<Option<Library>>,
     name: String,
     chip: &'static str,
     multiprocessors: usize,
@@ -142,6 +145,7 @@ impl Gpu {
             device: Arc::new(Device { context, stream }),
             modules,
             functions: Mutex::default(),
+            library: OnceLock::new(),
             name,
             chip,
             multiprocessors: multiprocessors as usize,
@@ -163,6 +167,10 @@ impl Gpu {
             function.shared = launch.shared;
         }
         Ok(function.handle)
+    }
+
+    fn library(&self) -> Option<&Library> {
+        self.library.get_or_init(|| Library::open(&self.device)).as_ref()
     }
 
     fn find(&self, kernel: &str) -> Result<CUfunction, CudaError> {
@@ -357,6 +365,17 @@ impl Driver for Gpu {
         // SAFETY: the driver copies the arguments before it returns; addresses among them are the caller's to keep right.
         unsafe { result::launch_kernel(function, (x, y, z), (tx, ty, tz), launch.shared, stream, &mut arguments) }
             .map_err(|error| failed(launch.kernel, &error))
+    }
+
+    fn has_library(&self) -> bool {
+        self.library().is_some()
+    }
+
+    fn library_product(&self, product: &LibraryProduct) -> Result<(), CudaError> {
+        match self.library() {
+            Some(library) => library.product(product),
+            None => Err(Library::missing()),
+        }
     }
 
     fn mark(&self) -> Result<CudaEvent, CudaError> {

@@ -15,7 +15,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{CudaError, Driver, EncodedMap, Launch, Launches, TensorMap};
+use super::{CudaError, Driver, EncodedMap, Launch, Launches, LibraryProduct, TensorMap};
 
 /// Kinds of a piece that are kept: the same layer with rows for one kernel more or less.
 const KINDS: usize = 8;
@@ -239,6 +239,14 @@ impl<D: GraphDriver> Driver for Graphs<D> {
 
     fn submit(&self, piece: u32) -> Result<(), CudaError> {
         self.0.submit(Some(piece))
+    }
+
+    fn has_library(&self) -> bool {
+        self.0.driver.has_library()
+    }
+
+    fn library_product(&self, product: &LibraryProduct) -> Result<(), CudaError> {
+        self.after()?.library_product(product)
     }
 
     fn mark(&self) -> Result<D::Mark, CudaError> {

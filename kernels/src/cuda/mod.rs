@@ -17,6 +17,8 @@ mod graphs;
 mod ipc;
 mod kernel;
 mod launches;
+#[cfg(feature = "cuda")]
+mod library;
 mod operand;
 #[cfg(feature = "cuda")]
 mod pinned;
@@ -40,7 +42,7 @@ pub use attention::CudaCache;
 pub use batch::CudaBatch;
 pub use buffers::CudaBuffer;
 pub use device::{Cuda, CudaFetched};
-pub use driver::{Arg, CudaError, Driver, Launch};
+pub use driver::{Arg, CudaError, Driver, Launch, LibraryProduct};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
 #[cfg(feature = "cuda")]

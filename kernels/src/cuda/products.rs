@@ -1,7 +1,7 @@
 //! Products with one matrix, or one a head, by the kernels that serve it.
 
 use super::{
-    CudaError, Driver,
+    CudaError, Driver, LibraryProduct,
     buffers::Growing,
     kernel::Address,
     operand::{Operand, View},
@@ -10,6 +10,18 @@ use super::{
     weights::{self, CudaMatrix, Tiles},
 };
 use crate::{Dtype, Ffn};
+
+/// Queues `y [rows, out] = x · Wᵀ` of one matrix: by these arguments.
+type Multiply<D> = fn(&D, Address, usize, &CudaMatrix<<D as Driver>::Memory>, Address) -> Result<(), CudaError>;
+
+/// From so many rows on, the machine's library computes what need not be exact: fewer are bound by reading weights, and wait for
+/// their launches, which come as graphs only if all are our own.
+const LIBRARY_ROWS: usize = 128;
+
+/// Whether the machine's library is to compute products of so many rows.
+fn by_library<D: Driver>(driver: &D, exact: bool, rows: usize) -> bool {
+    !exact && rows >= LIBRARY_ROWS && driver.has_library()
+}
 
 /// Blocks for so many tiles.
 pub(super) fn blocks<D: Driver>(driver: &D, tokens: Tokens, tiles: usize) -> u32 {
@@ -27,6 +39,7 @@ pub(super) fn linear<D: Driver>(
 ) -> Result<(), CudaError> {
     match w.tiles {
         _ if rows == 0 => Ok(()),
+        _ if by_library(driver, exact, rows) => library(driver, x.address(driver)?, rows, w, y),
         None => plain(driver, x.address(driver)?, rows, w, y),
         Some(tiles) => OneGroup { rows, inner: w.cols, outputs: w.rows, gated: false, exact }.run(driver, x, tiles, y),
     }
@@ -41,6 +54,16 @@ fn plain<D: Driver>(
 ) -> Result<(), CudaError> {
     let (rows, inner, outputs) = (rows as u32, w.cols as u32, w.rows as u32);
     Linear { x, w: w.address, y, rows, inner, outputs }.launch(driver)
+}
+
+fn library<D: Driver>(
+    driver: &D,
+    x: Address,
+    rows: usize,
+    w: &CudaMatrix<D::Memory>,
+    y: Address,
+) -> Result<(), CudaError> {
+    driver.library_product(&LibraryProduct { x, w: w.address, y, rows, inner: w.cols, outputs: w.rows })
 }
 
 /// A grouped product whose one group has all rows.
@@ -93,7 +116,7 @@ pub(super) struct Block<'a, M> {
 
 impl<M: Send + Sync + 'static> Block<'_, M> {
     /// Queues `y = down · round( silu(gate · x) ⊙ (up · x) )`: all three products by the same kind of kernels, as those of
-    /// grouped blocks.
+    /// grouped blocks, or all by the library.
     pub(super) fn run<D: Driver<Memory = M>>(
         &self,
         driver: &D,
@@ -105,20 +128,36 @@ impl<M: Send + Sync + 'static> Block<'_, M> {
         if rows == 0 {
             return Ok(());
         }
-        let between = product.fit(driver, rows * inner)?;
-        if let Some((gate_up, down)) = weights::block(driver, ffn)? {
-            let gate_up_product = OneGroup { rows, inner: ffn.gate.cols, outputs: inner, gated: true, exact };
-            gate_up_product.run(driver, x, gate_up, between)?;
-            let down_product = OneGroup { rows, inner, outputs: ffn.down.rows, gated: false, exact };
-            return down_product.run(driver, product, down, self.y);
+        if by_library(driver, exact, rows) {
+            return self.one_by_one(driver, library, x, product, working);
         }
-        let n = rows * inner;
+        let Some((gate_up, down)) = weights::block(driver, ffn)? else {
+            return self.one_by_one(driver, plain, x, product, working);
+        };
+        let between = product.fit(driver, rows * inner)?;
+        let gate_up_product = OneGroup { rows, inner: ffn.gate.cols, outputs: inner, gated: true, exact };
+        gate_up_product.run(driver, x, gate_up, between)?;
+        let down_product = OneGroup { rows, inner, outputs: ffn.down.rows, gated: false, exact };
+        down_product.run(driver, product, down, self.y)
+    }
+
+    /// By products of one matrix each, of this kind.
+    fn one_by_one<D: Driver<Memory = M>>(
+        &self,
+        driver: &D,
+        multiply: Multiply<D>,
+        x: &mut Operand<M>,
+        product: &mut Operand<M>,
+        working: &mut Growing<M>,
+    ) -> Result<(), CudaError> {
+        let (ffn, rows, n) = (self.ffn, self.rows, self.rows * self.ffn.gate.rows);
         let (memory, starts) = working.parts(driver, [n * Dtype::F32.size(); 2])?;
         let [gate, up] = starts.map(|start| driver.address(memory) + start as u64);
-        plain(driver, x.address(driver)?, rows, &ffn.gate, gate)?;
-        plain(driver, x.address(driver)?, rows, &ffn.up, up)?;
+        let (x, between) = (x.address(driver)?, product.fit(driver, n)?);
+        multiply(driver, x, rows, &ffn.gate, gate)?;
+        multiply(driver, x, rows, &ffn.up, up)?;
         Swiglu { gate, up, out: between, n: n as u64 }.launch(driver)?;
-        plain(driver, between, rows, &ffn.down, self.y)
+        multiply(driver, between, rows, &ffn.down, self.y)
     }
 }
 

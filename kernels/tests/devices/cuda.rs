@@ -10,8 +10,8 @@ use std::{
 };
 
 use conclave_kernels::{
-    Device, Dtype, Pool, Reference,
-    cuda::{Cuda, CudaError, Driver, EncodedMap, Launch, Shim, ShimMemory, TensorMap},
+    Device, Dtype, Ffn, Pool, Reference, Weight, activation,
+    cuda::{Cuda, CudaError, Driver, EncodedMap, Launch, LibraryProduct, Shim, ShimMemory, TensorMap, plain::Linear},
 };
 
 use crate::{
@@ -157,16 +157,17 @@ fn expanded_attention_is_near_the_absorbed_one() {
     on_sm90(&mut Expands(Case::expanding(), Long { before: 70, rows: 171 }));
 }
 
-/// A shim that notes the kernels it launches, and refuses every launch after some.
+/// A shim that notes the kernels it launches, and refuses every launch after some. Its library of products is the plain kernel.
 struct Watched {
     shim: Shim,
     left: AtomicUsize,
     launched: Mutex<BTreeSet<String>>,
+    by_library: AtomicUsize,
 }
 
 impl Watched {
     fn new(shim: Shim, left: usize) -> Self {
-        Self { shim, left: AtomicUsize::new(left), launched: Mutex::default() }
+        Self { shim, left: AtomicUsize::new(left), launched: Mutex::default(), by_library: AtomicUsize::new(0) }
     }
 }
 
@@ -221,6 +222,17 @@ impl Driver for &'static Watched {
         left.map_err(failed)?;
         self.launched.lock().unwrap().insert(launch.kernel.to_owned());
         self.shim.launch(launch)
+    }
+
+    fn has_library(&self) -> bool {
+        true
+    }
+
+    fn library_product(&self, product: &LibraryProduct) -> Result<(), CudaError> {
+        let &LibraryProduct { x, w, y, rows, inner, outputs } = product;
+        self.by_library.fetch_add(1, Ordering::Relaxed);
+        let (rows, inner, outputs) = (rows as u32, inner as u32, outputs as u32);
+        Linear { x, w, y, rows, inner, outputs }.launch(&self.shim)
     }
 
     fn mark(&self) -> Result<Self::Mark, CudaError> {
@@ -285,4 +297,34 @@ fn the_chip_and_the_sizes_decide_which_kernels_serve() {
     relaxed.sort_unstable();
     assert_eq!(kernels_of(Shim::sm90(1), &Case::tiled(), true), relaxed);
     assert_eq!(Cuda::new(Shim::sm90(1)).numerics(), "cuda-sm90-1-shim");
+}
+
+/// What a product and a SwiGLU block make of so many rows, and how many products the library computed.
+fn by_library(shim: Shim, rows: usize, relaxed: bool) -> (Vec<f32>, usize) {
+    const HIDDEN: usize = 64;
+    let driver = watched(shim, usize::MAX);
+    let device = Cuda::new(driver);
+    if relaxed {
+        device.relax();
+    }
+    let numbers = |count: usize| (0..count).map(|at| (at * 7919 % 1009) as f32 / 4036.0 - 0.125).collect::<Vec<_>>();
+    let weights = activation::encode(Dtype::Bf16, &numbers(HIDDEN * HIDDEN));
+    let load = || device.load_matrix(Weight::new(Dtype::Bf16, &weights, HIDDEN, HIDDEN).unwrap()).unwrap();
+    let (ffn, x) = (Ffn { gate: load(), up: load(), down: load() }, buffer(&device, &numbers(rows * HIDDEN)));
+    let mut values = output(&device, rows * HIDDEN, |y| device.linear(&x, &ffn.down, y));
+    values.extend(output(&device, rows * HIDDEN, |y| device.ffn(&x, &ffn, y)));
+    (values, driver.by_library.load(Ordering::Relaxed))
+}
+
+#[test]
+fn products_of_many_rows_that_need_not_be_exact_are_the_librarys() {
+    for shim in [Shim::new, Shim::sm90] {
+        let (expected, none) = by_library(shim(1), 128, false);
+        let (found, products) = by_library(shim(1), 128, true);
+        assert_eq!((none, products), (0, 4));
+        let far = expected.iter().zip(&found).map(|(expected, found)| (expected - found).abs()).fold(0.0, f32::max);
+        let most = expected.iter().copied().map(f32::abs).fold(0.0, f32::max);
+        assert!(far <= 1e-2 * most, "{far} of {most}");
+        assert_eq!(by_library(shim(1), 127, true).1, 0, "too few rows");
+    }
 }
