@@ -20,11 +20,13 @@ mod launches;
 mod operand;
 #[cfg(feature = "cuda")]
 mod pinned;
+mod places;
 pub mod plain;
 mod products;
 mod rates;
 #[cfg(any(feature = "cuda", test))]
 mod ring;
+mod scaled;
 mod shared;
 #[cfg(feature = "cuda-shim")]
 mod shared_map;

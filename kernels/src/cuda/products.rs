@@ -5,8 +5,9 @@ use super::{
     buffers::Growing,
     kernel::Address,
     operand::{Operand, View},
-    plain::{Linear, Swiglu},
-    sm90::{GroupedHeads, GroupedProduct, Tokens},
+    plain::{Linear, LinearFp8, Swiglu},
+    scaled::Rows,
+    sm90::{GroupedHeads, GroupedProduct, GroupedProductFp8, Tokens},
     weights::{self, CudaMatrix, Tiles},
 };
 use crate::{Dtype, Ffn};
@@ -27,52 +28,98 @@ pub(super) fn linear<D: Driver>(
 ) -> Result<(), CudaError> {
     match w.tiles {
         _ if rows == 0 => Ok(()),
-        None => plain(driver, x.address(driver)?, rows, w, y),
-        Some(tiles) => OneGroup { rows, inner: w.cols, outputs: w.rows, gated: false, exact }.run(driver, x, tiles, y),
+        None => plain(driver, x, rows, w, y),
+        Some(tiles) => OneGroup { rows, w, up: None, weights: tiles, exact }.run(driver, x, y),
     }
 }
 
+/// The same by the plain kernels.
 fn plain<D: Driver>(
     driver: &D,
-    x: Address,
+    x: &mut Operand<D::Memory>,
     rows: usize,
     w: &CudaMatrix<D::Memory>,
     y: Address,
 ) -> Result<(), CudaError> {
-    let (rows, inner, outputs) = (rows as u32, w.cols as u32, w.rows as u32);
-    Linear { x, w: w.address, y, rows, inner, outputs }.launch(driver)
+    let (count, inner, outputs) = (rows as u32, w.cols as u32, w.rows as u32);
+    let Some(scales) = w.scales else {
+        let x = x.address(driver)?;
+        return Linear { x, w: w.address, y, rows: count, inner, outputs }.launch(driver);
+    };
+    let (height, width) = scales.block;
+    let x = x.scaled(driver, Rows { count: rows, inner: w.cols, width })?;
+    LinearFp8 {
+        x: x.values,
+        x_scales: x.scales,
+        w: w.address,
+        scales: scales.address,
+        y,
+        rows: count,
+        inner,
+        outputs,
+        pitch: x.pitch as u32,
+        height: height as u32,
+        width: width as u32,
+    }
+    .launch(driver)
 }
 
-/// A grouped product whose one group has all rows.
-struct OneGroup {
+/// Tiles of as many tokens as bits may depend on the number of rows.
+fn tokens<D: Driver>(driver: &D, exact: bool, among: &[Tokens], rows: usize, weight_rows: usize) -> Tokens {
+    if exact { Tokens::EXACT } else { Tokens::fastest(among, rows, weight_rows, driver.multiprocessors()) }
+}
+
+/// A grouped product for sm_90a whose one group has all rows.
+struct OneGroup<'a, M> {
     rows: usize,
-    inner: usize,
-    outputs: usize,
-    gated: bool,
+    w: &'a CudaMatrix<M>,
+    /// Of a gate.
+    up: Option<&'a CudaMatrix<M>>,
+    /// Of the matrix, or of gate and up.
+    weights: Tiles,
     exact: bool,
 }
 
-impl OneGroup {
-    fn run<D: Driver>(
-        &self,
-        driver: &D,
-        x: &mut Operand<D::Memory>,
-        weights: Tiles,
-        y: Address,
-    ) -> Result<(), CudaError> {
-        let &Self { rows, inner, outputs, gated, exact } = self;
-        let weight_rows = if gated { 2 * outputs } else { outputs };
-        let tokens = if exact { Tokens::EXACT } else { Tokens::fastest(rows, weight_rows, driver.multiprocessors()) };
-        GroupedProduct {
-            x: x.map(driver, View::Rows(inner))?,
+impl<M: Send + Sync + 'static> OneGroup<'_, M> {
+    fn run<D: Driver<Memory = M>>(&self, driver: &D, x: &mut Operand<M>, y: Address) -> Result<(), CudaError> {
+        let &Self { rows, w, up, weights, exact } = self;
+        let (gated, weight_rows) = (up.is_some(), if up.is_some() { 2 * w.rows } else { w.rows });
+        let (count, inner, outputs) = (rows as u32, w.cols as u32, w.rows as u32);
+        let Some(scales) = w.scales else {
+            let tokens = tokens(driver, exact, &Tokens::ALL, rows, weight_rows);
+            let (x, blocks) =
+                (x.map(driver, View::Rows(w.cols))?, blocks(driver, tokens, tokens.tiles(rows, weight_rows)));
+            return GroupedProduct {
+                x,
+                weights: weights.list,
+                begin: 0,
+                end: 0,
+                y,
+                rows: count,
+                groups: 1,
+                inner,
+                outputs,
+                gated,
+                tokens,
+                blocks,
+            }
+            .launch(driver);
+        };
+        let tokens = tokens(driver, exact, &Tokens::FP8, rows, weight_rows);
+        let [x, x_scales] = x.scaled_maps(driver, Rows { count: rows, inner: w.cols, width: scales.block.1 })?;
+        GroupedProductFp8 {
+            x,
+            x_scales,
             weights: weights.list,
+            scales: scales.list,
+            up_scales: up.and_then(|up| up.scales).map_or(0, |scales| scales.list),
             begin: 0,
             end: 0,
             y,
-            rows: rows as u32,
+            rows: count,
             groups: 1,
-            inner: inner as u32,
-            outputs: outputs as u32,
+            inner,
+            outputs,
             gated,
             tokens,
             blocks: blocks(driver, tokens, tokens.tiles(rows, weight_rows)),
@@ -101,24 +148,23 @@ impl<M: Send + Sync + 'static> Block<'_, M> {
         product: &mut Operand<M>,
         working: &mut Growing<M>,
     ) -> Result<(), CudaError> {
-        let (ffn, rows, inner, exact) = (self.ffn, self.rows, self.ffn.gate.rows, self.exact);
+        let (ffn, rows, exact) = (self.ffn, self.rows, self.exact);
         if rows == 0 {
             return Ok(());
         }
-        let between = product.fit(driver, rows * inner)?;
+        let n = rows * ffn.gate.rows;
+        let between = product.fit(driver, n)?;
         if let Some((gate_up, down)) = weights::block(driver, ffn)? {
-            let gate_up_product = OneGroup { rows, inner: ffn.gate.cols, outputs: inner, gated: true, exact };
-            gate_up_product.run(driver, x, gate_up, between)?;
-            let down_product = OneGroup { rows, inner, outputs: ffn.down.rows, gated: false, exact };
-            return down_product.run(driver, product, down, self.y);
+            let gated = OneGroup { rows, w: &ffn.gate, up: Some(&ffn.up), weights: gate_up, exact };
+            gated.run(driver, x, between)?;
+            return OneGroup { rows, w: &ffn.down, up: None, weights: down, exact }.run(driver, product, self.y);
         }
-        let n = rows * inner;
         let (memory, starts) = working.parts(driver, [n * Dtype::F32.size(); 2])?;
         let [gate, up] = starts.map(|start| driver.address(memory) + start as u64);
-        plain(driver, x.address(driver)?, rows, &ffn.gate, gate)?;
-        plain(driver, x.address(driver)?, rows, &ffn.up, up)?;
+        plain(driver, x, rows, &ffn.gate, gate)?;
+        plain(driver, x, rows, &ffn.up, up)?;
         Swiglu { gate, up, out: between, n: n as u64 }.launch(driver)?;
-        plain(driver, between, rows, &ffn.down, self.y)
+        plain(driver, product, rows, &ffn.down, self.y)
     }
 }
 
