@@ -10,8 +10,8 @@ __device__ __forceinline__ Tile group_tile(const u32* offsets, u32 inner, u32 ou
 }
 
 // y [P, outputs]: each row times its group's matrix [outputs, inner].
-template <class W, class Scale>
-__device__ __forceinline__ void grouped_tile(const bf16* x, const W* w, const u32* offsets, float* y, u32 inner,
+template <class X, class W, class Scale>
+__device__ __forceinline__ void grouped_tile(const X* x, const W* w, const u32* offsets, float* y, u32 inner,
                                              u32 outputs, Scale scale) {
     Tile tile = group_tile(offsets, inner, outputs);
     if (tile.first_row >= tile.rows) return;

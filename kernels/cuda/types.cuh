@@ -33,6 +33,9 @@ __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_float(e4m3 x) { return static_cast<float>(x); }
 
+// The bits of x as e4m3: to nearest, ties to even; beyond the largest magnitude, that one.
+__device__ __forceinline__ uint8_t e4m3_bits(float x) { return __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3); }
+
 #ifdef __CUDACC__
 // CUDA has it for another type of the same size.
 __device__ __forceinline__ u64 atomicAdd(u64* at, u64 value) {

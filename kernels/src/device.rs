@@ -17,6 +17,15 @@ pub struct Ffn<M> {
     pub down: M,
 }
 
+/// What becomes of a matrix in FP8 when a device takes it over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fp8Weights {
+    /// It is widened and then kept as any other: two bytes an element where that is bf16.
+    Widened,
+    /// It stays as it is, with its scales: a byte an element. (Tables and the matrices of heads are widened all the same.)
+    Kept,
+}
+
 /// Sizes of multi-head latent attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MlaShape {
@@ -116,7 +125,13 @@ pub trait Device: Send + Sync + 'static {
     /// Names everything that decides bits: kernel version, instruction set, formats.
     fn numerics(&self) -> String;
 
-    /// Takes a matrix over into the device's own memory.
+    /// What becomes of matrices in FP8.
+    fn fp8_weights(&self) -> Fp8Weights {
+        Fp8Weights::Widened
+    }
+
+    /// Takes a matrix over into the device's own memory. One in FP8 comes as it lies in the checkpoint: how it is kept, and what
+    /// its products round, is the device's own.
     ///
     /// # Errors
     /// When the bytes do not match the shape or memory cannot be had.

@@ -25,7 +25,7 @@ mod tokens;
 mod weight;
 
 pub use cpu::{Cpu, CpuRates, Isa};
-pub use device::{Device, ExpertRows, Ffn, LatentWrite, Mla, MlaShape};
+pub use device::{Device, ExpertRows, Ffn, Fp8Weights, LatentWrite, Mla, MlaShape};
 pub use dtype::Dtype;
 pub use pool::Pool;
 pub use rates::RateProbe;
@@ -34,14 +34,20 @@ pub use rotary::RotaryTable;
 pub use shared::{GroupedSums, NotShared, Published, RowsAt, SumsAt, Wanted};
 pub use step::{RowSpan, StepRows};
 pub use tokens::{Drawing, FoundToken, LogitChange, TokenAsk, TokenSource};
-pub use weight::Weight;
+pub use weight::{BlockScales, Weight};
 
 /// What can go wrong when a device is made, a weight is loaded or results are read.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// A weight whose bytes do not match its shape.
-    #[error("weight of {rows} x {cols} {dtype}: expected {expected} bytes, found {found}")]
-    WeightSize { rows: usize, cols: usize, dtype: Dtype, expected: usize, found: usize },
+    #[error("weight of {rows} x {cols} {format}: expected {expected} bytes, found {found}")]
+    WeightSize { rows: usize, cols: usize, format: &'static str, expected: usize, found: usize },
+    /// Scales whose bytes do not match the shape of their weight.
+    #[error("scales of {rows} x {cols} e4m3 in blocks of {} x {}: expected {expected} bytes, found {found}", block.0, block.1)]
+    ScalesSize { rows: usize, cols: usize, block: (usize, usize), expected: usize, found: usize },
+    /// Blocks of no rows or no columns.
+    #[error("scales of {rows} x {cols} e4m3 in blocks of {} x {}: expected blocks of at least 1 x 1", block.0, block.1)]
+    NoBlocks { rows: usize, cols: usize, block: (usize, usize) },
     /// An instruction set that was asked for by name and is not there.
     #[error("instruction set {asked}: not available on this machine (found: {found})")]
     MissingIsa { asked: String, found: String },

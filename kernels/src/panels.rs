@@ -93,9 +93,10 @@ pub struct Panels<T> {
 }
 
 impl<T: Element> Panels<T> {
-    /// Copies a weight into panels.
+    /// Copies a weight into panels; one in FP8 is widened first.
     pub(crate) fn pack(arena: &Arena, pool: &Pool, weight: Weight<'_>) -> Result<Self, KernelError> {
-        weight.check()?;
+        let mut wide = Vec::new();
+        let weight = weight.widen(&mut wide)?;
         let (outputs, inputs) = weight.shape();
         let padded = |size: usize, unit: usize| size.checked_next_multiple_of(unit).unwrap_or(usize::MAX);
         let mut block = arena.block(pool, padded(outputs, WIDTH).saturating_mul(padded(inputs, STEPS)))?;
@@ -140,9 +141,10 @@ pub struct Rows<T> {
 }
 
 impl<T: Element> Rows<T> {
-    /// Copies a table.
+    /// Copies a table; one in FP8 is widened first.
     pub(crate) fn copy(arena: &Arena, pool: &Pool, weight: Weight<'_>) -> Result<Self, KernelError> {
-        weight.check()?;
+        let mut wide = Vec::new();
+        let weight = weight.widen(&mut wide)?;
         let (rows, cols) = weight.shape();
         let mut block = arena.block(pool, rows * cols)?;
         pool.run_chunks(&mut block, cols.max(1), |row, to| match weight.dtype {
@@ -178,7 +180,7 @@ mod tests {
     use super::*;
 
     fn weight(dtype: Dtype, data: &[u8], rows: usize, cols: usize, transposed: bool) -> Weight<'_> {
-        Weight { dtype, data, rows, cols, transposed }
+        Weight { dtype, data, rows, cols, transposed, scales: None }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use conclave_kernels::Fp8Weights;
 use conclave_model::Checkpoint;
 use conclave_proto::v1::GenerateRequest;
 use conclave_tests::{Cluster, ClusterSpec, Process, Serve, binary, demo_copy, demo_model, greedy, tokens};
@@ -69,7 +70,7 @@ fn json_of_the_demo_model_has_exact_numbers() {
         (&report["figures"]["bytes"], &report["figures"]["cells"]),
         (&json!(checkpoint.total_bytes()), &json!(8))
     );
-    assert_eq!(report["figures"]["cell_bytes"], checkpoint.cell_bytes());
+    assert_eq!(report["figures"]["cell_bytes"], checkpoint.cell_bytes(Fp8Weights::Widened));
     assert_eq!(report["config"]["topk_group"], 3);
     assert_eq!((&report["servable"], &report["refused"]), (&json!(true), &json!([])));
     assert_eq!(report["tokenizer"]["chat_template"], true);

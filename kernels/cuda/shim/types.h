@@ -1,6 +1,7 @@
 // The CUDA types that kernels use, as plain C++: vectors, bf16 and FP8 e4m3.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -69,3 +70,16 @@ struct __nv_fp8_e4m3 {
         return sign ? -magnitude : magnitude;
     }
 };
+
+enum __nv_saturation_t { __NV_SATFINITE };
+enum __nv_fp8_interpretation_t { __NV_E4M3 };
+
+// Nearest even.
+inline uint8_t __nv_cvt_float_to_fp8(float x, __nv_saturation_t, __nv_fp8_interpretation_t) {
+    if (x != x) return 0x7f;
+    uint8_t sign = std::signbit(x) ? 0x80 : 0;
+    float magnitude = std::fmin(std::fabs(x), 448.0f);
+    int exponent = magnitude < 0x1p-6f ? -6 : std::ilogb(magnitude);
+    auto steps = static_cast<uint32_t>(std::nearbyint(std::ldexp(magnitude, 3 - exponent)));
+    return sign | static_cast<uint8_t>(steps + (static_cast<uint32_t>(exponent + 6) << 3));
+}

@@ -8,7 +8,7 @@
 
 namespace conclave::sm90 {
 
-/// The scales of a warpgroup's weights along the inner dimension; gated: those of gate and of up.
+/// The scales of a warpgroup's weights along the inner dimension; gated: those of gate and of up, in the order of their rows.
 template <class S>
 struct WeightScales {
     const float *first, *second;
@@ -17,8 +17,15 @@ struct WeightScales {
         u32 depths = ceil_div(grouped.inner, S::DEPTH), blocks = ceil_div(grouped.outputs, 128);
         // Outputs of a warpgroup lie in one block. The last tile may reach past the last output, where nothing is stored.
         u32 block = min((tile.output + warpgroup * S::OUTPUTS_EACH) / 128, blocks - 1);
-        first = reinterpret_cast<const float*>(grouped.scales[tile.group]) + u64(block) * depths;
-        second = S::GATED ? first + u64(blocks) * depths : first;
+        first = second = reinterpret_cast<const float*>(grouped.scales[tile.group]) + u64(block) * depths;
+        if constexpr (S::GATED) {
+            second = reinterpret_cast<const float*>(grouped.up_scales[tile.group]) + u64(block) * depths;
+            if (grouped.exchanged(tile.group)) {
+                const float* of_up = second;
+                second = first;
+                first = of_up;
+            }
+        }
     }
 };
 

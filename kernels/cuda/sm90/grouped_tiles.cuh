@@ -27,10 +27,10 @@ struct Grouped {
     /// f32 [ceil(inner / 128), P], tile [1, 32]; FP8 only
     const TensorMap* x_scales;
     /// Addresses of tensor maps [groups]: bf16 or e4m3 [outputs, inner], tile [64 rows, 128 bytes]. Gated: gate [outputs, inner]
-    /// and up, as [outputs / 8, 2, 8, inner], tile [4, 2, 8, 128 bytes]; bf16 may have EXCHANGED set.
+    /// and up, as [outputs / 8, 2, 8, inner], tile [4, 2, 8, 128 bytes]; it may have EXCHANGED set.
     const u64* weights;
-    /// Addresses of f32 [ceil(outputs / 128), ceil(inner / 128)]; gated: of gate, then of up; FP8 only
-    const u64* scales;
+    /// Addresses of f32 [ceil(outputs / 128), ceil(inner / 128)]; gated: of gate, and those of up; FP8 only
+    const u64 *scales, *up_scales;
     /// Rows of `x` and `y` that each group owns: begin[g]..end[g]. Without them (null), each has 0..rows.
     const u32* begin;
     const u32* end;
@@ -41,6 +41,7 @@ struct Grouped {
 
     __device__ __forceinline__ u32 first(u32 group) const { return begin == nullptr ? 0 : begin[group]; }
     __device__ __forceinline__ u32 last(u32 group) const { return end == nullptr ? rows : end[group]; }
+    __device__ __forceinline__ bool exchanged(u32 group) const { return (weights[group] & EXCHANGED) != 0; }
     __device__ __forceinline__ const TensorMap* map(u32 group) const {
         return reinterpret_cast<const TensorMap*>(weights[group] & ~EXCHANGED);
     }
@@ -255,9 +256,7 @@ template <class S>
 __device__ __forceinline__ void store_tile(
     const Grouped& grouped, const Tile& tile, u32 warpgroup, const float (&d)[S::TOKENS / 2], void* y) {
     if constexpr (S::GATED) {
-        // In FP8, scales go by the order of gate and up.
-        bool exchanged = !S::FP8 && (grouped.weights[tile.group] & EXCHANGED) != 0;
-        if (exchanged) {
+        if (grouped.exchanged(tile.group)) {
             store_gated<S, 1>(grouped, tile, warpgroup, d, static_cast<u16*>(y));
         } else {
             store_gated<S, 0>(grouped, tile, warpgroup, d, static_cast<u16*>(y));

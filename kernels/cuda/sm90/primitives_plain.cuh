@@ -311,18 +311,9 @@ inline uint32_t pack_bf16(float low, float high) {
     return uint32_t{__float2bfloat16_rn(low).bits} | uint32_t{__float2bfloat16_rn(high).bits} << 16;
 }
 
-/// One float rounded to e4m3: nearest even, saturating.
-inline uint8_t round_e4m3(float x) {
-    if (x != x) return 0x7f;
-    uint8_t sign = std::signbit(x) ? 0x80 : 0;
-    float magnitude = std::fmin(std::fabs(x), 448.0f);
-    int exponent = magnitude < 0x1p-6f ? -6 : std::ilogb(magnitude);
-    auto steps = static_cast<uint32_t>(std::nearbyint(std::ldexp(magnitude, 3 - exponent)));
-    return sign | static_cast<uint8_t>(steps + (static_cast<uint32_t>(exponent + 6) << 3));
-}
-
+/// Two floats rounded to e4m3 (nearest even, saturating), `low` in the low byte.
 inline uint16_t pack_e4m3(float low, float high) {
-    return static_cast<uint16_t>(round_e4m3(low) | round_e4m3(high) << 8);
+    return static_cast<uint16_t>(e4m3_bits(low) | e4m3_bits(high) << 8);
 }
 
 inline float power_of_two(float x) { return std::exp2(x); }

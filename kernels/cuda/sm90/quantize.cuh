@@ -1,14 +1,13 @@
 // Activations for the FP8 products: e4m3 with a scale for each token and 128 elements.
 #pragma once
 
+#include "../fp8.cuh"
 #include "primitives.cuh"
 
 namespace conclave::sm90 {
 
-/// Largest magnitude of e4m3.
-constexpr float E4M3_MAX = 448.0f;
-
-/// One warp for each token and block of 128: four elements a lane. The scale is the largest magnitude / 448.
+/// One warp for each token and block of 128: four elements a lane. The scale is the largest magnitude / 448. Same bits as
+/// `quantize` of `quantize.cu`.
 ///
 /// `x` bf16 [P, inner], inner % 8 == 0; `out` e4m3 [P, inner]; `scales` f32 [ceil(inner / 128), pitch], pitch >= P.
 __device__ __forceinline__ void quantize(const uint2* x, u32* out, float* scales, u32 rows, u32 inner, u32 pitch) {
@@ -22,10 +21,11 @@ __device__ __forceinline__ void quantize(const uint2* x, u32* out, float* scales
                        __uint_as_float(pairs.y & 0xffff0000)};
     float largest = fmaxf(fmaxf(fabsf(values[0]), fabsf(values[1])), fmaxf(fabsf(values[2]), fabsf(values[3])));
     for (u32 lanes = 16; lanes > 0; lanes /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, lanes));
-    float scale = largest / E4M3_MAX, inverse = largest > 0.0f ? E4M3_MAX / largest : 0.0f;
-    u32 low = pack_e4m3(values[0] * inverse, values[1] * inverse), high = pack_e4m3(values[2] * inverse, values[3] * inverse);
+    RowScale of = row_scale(largest);
+    u32 low = pack_e4m3(values[0] * of.inverse, values[1] * of.inverse);
+    u32 high = pack_e4m3(values[2] * of.inverse, values[3] * of.inverse);
     if (inside) out[at] = low | high << 16;
-    if (threadIdx.x % WARP == 0) scales[u64(block) * pitch + row] = scale;
+    if (threadIdx.x % WARP == 0) scales[u64(block) * pitch + row] = of.scale;
 }
 
 }  // namespace conclave::sm90

@@ -7,7 +7,7 @@ using namespace conclave::sm90;
 
 KERNEL_BOUNDS(sm90_grouped_heads_128, (384, 1), const TensorMap* x, const u64* weights, u16* y, u32 rows, u32 heads, u32 inner,
               u32 outputs, u32 width) {
-    Grouped grouped{x, nullptr, weights, nullptr, nullptr, nullptr, rows, heads, inner, outputs, width};
+    Grouped grouped{x, nullptr, weights, nullptr, nullptr, nullptr, nullptr, rows, heads, inner, outputs, width};
     using S = Shape<128, 2, 6, false, false, true>;
     static_assert(S::SHARED == 200804);
     grouped_linear<S>(grouped, y);

@@ -10,7 +10,7 @@ using namespace conclave::sm90;
 #define LINEAR(tokens, warpgroups, stages, blocks, shared)                                                                \
     KERNEL_BOUNDS(sm90_grouped_linear_##tokens, (128 * (1 + warpgroups), blocks), const TensorMap* x, const u64* weights, \
                   const u32* begin, const u32* end, float* y, u32 rows, u32 groups, u32 inner, u32 outputs) {             \
-        Grouped grouped{x, nullptr, weights, nullptr, begin, end, rows, groups, inner, outputs};                          \
+        Grouped grouped{x, nullptr, weights, nullptr, nullptr, begin, end, rows, groups, inner, outputs};                 \
         using S = Shape<tokens, warpgroups, stages, false, false>;                                                        \
         static_assert(S::SHARED == shared);                                                                               \
         grouped_linear<S>(grouped, y);                                                                                    \
@@ -20,7 +20,7 @@ using namespace conclave::sm90;
 #define GATED(tokens, warpgroups, stages, blocks, shared)                                                                 \
     KERNEL_BOUNDS(sm90_grouped_gated_##tokens, (128 * (1 + warpgroups), blocks), const TensorMap* x, const u64* weights,  \
                   const u32* begin, const u32* end, u16* y, u32 rows, u32 groups, u32 inner, u32 outputs) {               \
-        Grouped grouped{x, nullptr, weights, nullptr, begin, end, rows, groups, inner, outputs};                          \
+        Grouped grouped{x, nullptr, weights, nullptr, nullptr, begin, end, rows, groups, inner, outputs};                 \
         using S = Shape<tokens, warpgroups, stages, true, false>;                                                         \
         static_assert(S::SHARED == shared);                                                                               \
         grouped_linear<S>(grouped, y);                                                                                    \

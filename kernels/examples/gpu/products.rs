@@ -34,7 +34,7 @@ pub(crate) struct Prepared<D: Driver> {
     _memory: Vec<D::Memory>,
     /// Map of activations, and in FP8 of their scales.
     x: [u64; 2],
-    /// Maps of weights, and in FP8 their scales.
+    /// Maps of weights, and in FP8 the scales of all groups, then those of their ups.
     weights: [u64; 2],
     offsets: u64,
 }
@@ -155,7 +155,11 @@ impl Product {
         let (x, weights) = ([map_at(0), map_at(1)], (first..encoded.len()).map(map_at).collect::<Vec<u64>>());
         let weights = runner.upload(&weights)?;
         let scales = |group| if self.fp8 { runner.f32()?.window(self.scales_at(group), self.scales()) } else { Ok(0) };
-        let scales = runner.upload(&(0..self.rows.len()).map(scales).collect::<Result<Vec<u64>, Stop>>()?)?;
+        let mut scales = (0..self.rows.len()).map(scales).collect::<Result<Vec<u64>, Stop>>()?;
+        let to_up = (self.outputs.div_ceil(128) * self.blocks() * size_of::<f32>()) as u64;
+        scales.extend_from_within(..);
+        scales[self.rows.len()..].iter_mut().for_each(|at| *at += to_up);
+        let scales = runner.upload(&scales)?;
         let offsets = runner.upload(&self.offsets())?;
         let (weights_at, offsets_at) = ([runner.at(&weights), runner.at(&scales)], runner.at(&offsets));
         Ok(Prepared { _memory: vec![maps, weights, scales, offsets], x, weights: weights_at, offsets: offsets_at })
@@ -185,9 +189,11 @@ impl Product {
                 x_scales,
                 weights,
                 scales,
+                up_scales: scales + u64::from(groups) * size_of::<u64>() as u64,
                 begin,
                 end,
                 y,
+                rows,
                 groups,
                 inner,
                 outputs,

@@ -143,8 +143,9 @@ impl<M> CudaBuffer<M> {
 
     /// The same in the form in which they were written last.
     pub(super) fn change_as_it_is<D: Driver<Memory = M>>(&mut self, driver: &D) -> Result<(Address, Dtype), CudaError> {
+        let length = self.length;
         match self.forms() {
-            Forms { has: Has::Bf16, bf16, .. } => Ok((bf16.address(driver)?, Dtype::Bf16)),
+            Forms { has: Has::Bf16, bf16, .. } => Ok((bf16.fit(driver, length)?, Dtype::Bf16)),
             _ => Ok((self.change(driver)?, Dtype::F32)),
         }
     }

@@ -20,13 +20,14 @@ use super::{
     weights::{CudaMatrix, CudaRotary},
 };
 use crate::{
-    Device, Dtype, ExpertRows, Ffn, FoundToken, GroupedSums, KernelError, LatentWrite, Mla, MlaShape, Published,
-    RotaryTable, StepRows, TokenAsk, Wanted, Weight,
+    Device, Dtype, ExpertRows, Ffn, FoundToken, Fp8Weights, GroupedSums, KernelError, LatentWrite, Mla, MlaShape,
+    Published, RotaryTable, StepRows, TokenAsk, Wanted, Weight,
 };
 
 /// A GPU, or the shim, as a device.
 ///
-/// Activations are bf16, weights too. Launches are queued; the first error is kept, and what comes after it does nothing.
+/// Activations are bf16, weights too or, where the checkpoint has them so, FP8: rows are then rounded to FP8 as well before they
+/// are multiplied. Launches are queued; the first error is kept, and what comes after it does nothing.
 ///
 /// On a chip of sm_90a, weights and caches of sizes that its kernels take are served by these, all others by the plain ones:
 /// by shape, never by the number of rows, so that bits do not depend on what comes together.
@@ -148,11 +149,15 @@ impl<D: Driver> Device for Cuda<D> {
         let words: Vec<&str> =
             name.split(|letter: char| !letter.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
         let kernels = if self.driver.chip() == sm90::CHIP { "sm90" } else { "plain" };
-        format!("cuda-{kernels}-1-{}", words.join("-"))
+        format!("cuda-{kernels}-2-{}", words.join("-"))
+    }
+
+    fn fp8_weights(&self) -> Fp8Weights {
+        Fp8Weights::Kept
     }
 
     fn load_matrix(&self, weight: Weight<'_>) -> Result<Matrix<D>, KernelError> {
-        CudaMatrix::load(&self.driver, &[weight])
+        CudaMatrix::load_as_it_is(&self.driver, weight)
     }
 
     fn load_heads(&self, heads: &[Weight<'_>]) -> Result<Matrix<D>, KernelError> {
@@ -287,6 +292,10 @@ impl<D: Driver> Device for Cuda<D> {
 
     fn gate_logits(&self, x: &Buffer<D>, w: &Matrix<D>, y: &mut Buffer<D>) {
         self.queue(|driver| {
+            let what = "gate logits";
+            if w.scales.is_some() {
+                return Err(CudaError::Device { what, detail: "found a matrix in FP8, expected one in bf16".into() });
+            }
             let count = rows(x, w.cols);
             let (y, rows, inner, outputs) =
                 (y.fit(driver, count * w.rows)?, count as u32, w.cols as u32, w.rows as u32);

@@ -10,9 +10,9 @@ use super::{
     buffers::{CudaBuffer, Growing},
     kernel::Address,
     operand::{Operand, View},
-    plain::{FinishExpanded, GatherLatents, MlaExpanded, RopeQueries},
+    plain::{FinishExpanded, GatherLatents, MlaExpanded, RopeQueries, RoundBf16},
     products, sm90,
-    weights::{CudaMatrix, CudaRotary, Tiles},
+    weights::{CudaMatrix, CudaRotary},
 };
 use crate::{Dtype, Mla, MlaShape};
 
@@ -28,7 +28,7 @@ pub(super) struct Working<M> {
     queries: Operand<M>,
     /// bf16 `[C, r]`
     latents: Operand<M>,
-    /// `[C, n, dn + dv]` of a chunk of keys: bf16, or f32 for the plain kernel
+    /// `[C, n, dn + dv]` of a chunk of keys: bf16; f32 for the plain kernel, and of products in FP8
     kv: Operand<M>,
     plain_kv: Growing<M>,
     /// f32 `[R, n, 2 + dv]`
@@ -92,9 +92,10 @@ impl<M: Send + Sync + 'static> Expanded<'_, M> {
         })
     }
 
-    /// The kernel for sm_90a's weights, if it serves these sizes.
-    fn fast(&self) -> Option<(Tiles, Address)> {
-        self.kv_b.tiles.filter(|_| sm90::expands(&self.mla.shape)).zip(self.cache.map(self.layer))
+    /// The cache's map, if the kernel for sm_90a serves these sizes.
+    fn fast(&self) -> Option<Address> {
+        let product = self.kv_b.tiles.is_some() || self.kv_b.scales.is_some();
+        self.cache.map(self.layer).filter(|_| product && sm90::expands(&self.mla.shape))
     }
 
     fn queries<D: Driver<Memory = M>>(
@@ -153,12 +154,11 @@ impl<M: Send + Sync + 'static> Expanded<'_, M> {
         driver: &D,
         span: &ExpandedSpan,
         (keys, rows): (Range<usize>, usize),
-        (kv_b, cache): (Tiles, Address),
+        cache: Address,
         working: &mut Working<M>,
     ) -> Result<(), CudaError> {
         let width = self.kv_b.rows;
-        let kv = working.kv.fit(driver, rows * width)?;
-        products::heads(driver, &mut working.latents, rows, (self.kv_b, kv_b), (kv, width))?;
+        self.expand(driver, rows, working)?;
         sm90::MlaExpanded {
             q: working.queries.map(driver, View::Queries(self.mla.shape.nope + self.mla.shape.rope))?,
             kv: working.kv.map(driver, View::Queries(width))?,
@@ -174,6 +174,27 @@ impl<M: Send + Sync + 'static> Expanded<'_, M> {
             scale: self.mla.scale,
         }
         .launch(driver)
+    }
+
+    /// Keys and values of some latents, in bf16: of a matrix in FP8, which has no product that leaves bf16, by way of f32.
+    fn expand<D: Driver<Memory = M>>(
+        &self,
+        driver: &D,
+        rows: usize,
+        working: &mut Working<M>,
+    ) -> Result<(), CudaError> {
+        let n = rows * self.kv_b.rows;
+        let out = working.kv.fit(driver, n)?;
+        match self.kv_b.tiles {
+            Some(tiles) if self.kv_b.scales.is_none() => {
+                products::heads(driver, &mut working.latents, rows, (self.kv_b, tiles), (out, self.kv_b.rows))
+            }
+            _ => {
+                let x = driver.address(working.plain_kv.fit(driver, n * Dtype::F32.size())?);
+                products::linear(driver, true, &mut working.latents, rows, self.kv_b, x)?;
+                RoundBf16 { x, out, n: n as u64 }.launch(driver)
+            }
+        }
     }
 
     fn plain<D: Driver<Memory = M>>(

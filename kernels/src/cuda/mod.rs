@@ -22,11 +22,13 @@ mod library;
 mod operand;
 #[cfg(feature = "cuda")]
 mod pinned;
+mod places;
 pub mod plain;
 mod products;
 mod rates;
 #[cfg(any(feature = "cuda", test))]
 mod ring;
+mod scaled;
 mod shared;
 #[cfg(feature = "cuda-shim")]
 mod shared_map;

@@ -1,4 +1,4 @@
-//! Weights on the CUDA device: row-major, in bf16, and what the kernels for sm_90a must know of them.
+//! Weights on the CUDA device: row-major, in bf16 or FP8, and what the kernels for sm_90a must know of them.
 
 use std::{
     borrow::Cow,
@@ -13,12 +13,12 @@ use super::{
         maps::{self, TILE_ROWS},
     },
 };
-use crate::{Dtype, Ffn, KernelError, RotaryTable, Weight, activation::to_bf16};
+use crate::{BlockScales, Dtype, Ffn, KernelError, RotaryTable, Weight, activation::to_bf16};
 
 const MAP: usize = size_of::<EncodedMap>();
 const ADDRESS: usize = size_of::<Address>();
 
-/// One or more matrices `[rows, cols]` of bf16, one behind the other.
+/// One or more matrices `[rows, cols]` of bf16, one behind the other; or one in FP8 e4m3, and its scales behind it.
 ///
 /// Which kernels serve them is decided when they are loaded, by the chip and by their shape: where `tiles` is, those for sm_90a.
 #[derive(Debug)]
@@ -28,8 +28,21 @@ pub struct CudaMatrix<M> {
     pub(super) count: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
+    /// Of a matrix in FP8.
+    pub(super) scales: Option<Scales>,
     pub(super) tiles: Option<Tiles>,
     paired: Mutex<Option<Paired>>,
+}
+
+/// The scales of a matrix in FP8.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scales {
+    /// f32 `[ceil(rows / block.0), ceil(cols / block.1)]`
+    pub(super) address: Address,
+    /// The address of the scales, in memory.
+    pub(super) list: Address,
+    /// Rows and columns of a block.
+    pub(super) block: (usize, usize),
 }
 
 /// Where the kernels for sm_90a find weights: a map, and its address, for each matrix.
@@ -49,52 +62,105 @@ struct Paired {
     tiles: Tiles,
 }
 
-/// Where things lie behind the matrices: maps, their addresses, then the map of a gate with its up and its address. Offsets.
+/// Where things lie behind the matrices: scales, maps, addresses of maps and of scales, then the map of a gate with its up and its
+/// address. Offsets.
 struct Layout {
+    scales: usize,
     maps: usize,
     list: usize,
+    scales_list: usize,
     pair: usize,
     end: usize,
 }
 
 impl Layout {
-    fn new(bytes: usize, count: usize) -> Self {
-        let maps = bytes.next_multiple_of(MAP);
+    /// Of `count` matrices, so many bytes in all, and of their scales.
+    fn new(count: usize, bytes: usize, scale_bytes: usize) -> Self {
+        let scales = bytes.next_multiple_of(ADDRESS);
+        let maps = (scales + scale_bytes).next_multiple_of(MAP);
         let list = maps + count * MAP;
-        let pair = (list + count * ADDRESS).next_multiple_of(MAP);
-        Self { maps, list, pair, end: pair + MAP + ADDRESS }
+        let scales_list = list + count * ADDRESS;
+        let pair = (scales_list + ADDRESS).next_multiple_of(MAP);
+        Self { scales, maps, list, scales_list, pair, end: pair + MAP + ADDRESS }
     }
 }
 
 impl<M> CudaMatrix<M> {
-    /// Takes matrices of one shape over.
+    /// Takes matrices of one shape over, in bf16: those in FP8 are widened.
     pub(super) fn load<D: Driver<Memory = M>>(driver: &D, weights: &[Weight<'_>]) -> Result<Self, KernelError> {
         let (rows, cols) = weights.first().map_or((0, 0), Weight::shape);
         assert!(weights.iter().all(|weight| weight.shape() == (rows, cols)), "matrices of {rows} x {cols}");
         let bytes = rows * cols * Dtype::Bf16.size();
         let fast = driver.chip() == sm90::CHIP && rows > 0 && sm90::fits(cols) && weights.len() <= sm90::GROUPS;
-        let layout = Layout::new(bytes * weights.len(), weights.len());
+        let layout = Layout::new(weights.len(), bytes * weights.len(), 0);
         let memory = driver.allocate(if fast { layout.end } else { bytes * weights.len() })?;
         for (index, weight) in weights.iter().enumerate() {
-            weight.check()?;
-            driver.upload(&memory, index * bytes, &row_major(weight))?;
+            let mut wide = Vec::new();
+            driver.upload(&memory, index * bytes, &row_major(&weight.widen(&mut wide)?))?;
         }
         let (address, count, paired) = (driver.address(&memory), weights.len(), Mutex::default());
-        let mut matrix = Self { memory, address, count, rows, cols, tiles: None, paired };
+        let mut matrix = Self { memory, address, count, rows, cols, scales: None, tiles: None, paired };
         if fast {
             matrix.tiles = Some(matrix.describe(driver, &layout)?);
         }
         Ok(matrix)
     }
 
+    /// Takes a matrix over as it is: in FP8 where it is so. A transposed one, and one that begins within a block, is widened.
+    pub(super) fn load_as_it_is<D: Driver<Memory = M>>(driver: &D, weight: Weight<'_>) -> Result<Self, KernelError> {
+        match weight.scales {
+            Some(scales) if !weight.transposed && scales.skipped == 0 => Self::load_fp8(driver, &weight, &scales),
+            _ => Self::load(driver, &[weight]),
+        }
+    }
+
+    fn load_fp8<D: Driver<Memory = M>>(
+        driver: &D,
+        weight: &Weight<'_>,
+        scales: &BlockScales<'_>,
+    ) -> Result<Self, KernelError> {
+        weight.check()?;
+        let (rows, cols, block) = (weight.rows, weight.cols, scales.block);
+        let layout = Layout::new(1, weight.data.len(), scales.data.len());
+        let memory = driver.allocate(layout.end)?;
+        let address = driver.address(&memory);
+        let place = |offset: usize| address + offset as u64;
+        driver.upload(&memory, 0, weight.data)?;
+        driver.upload(&memory, layout.scales, scales.data)?;
+        driver.upload(&memory, layout.scales_list, &place(layout.scales).to_le_bytes())?;
+        let scales = Some(Scales { address: place(layout.scales), list: place(layout.scales_list), block });
+        let mut matrix = Self { memory, address, count: 1, rows, cols, scales, tiles: None, paired: Mutex::default() };
+        if driver.chip() == sm90::CHIP && rows > 0 && sm90::fits_fp8(cols, block) {
+            matrix.tiles = Some(matrix.describe(driver, &layout)?);
+        }
+        Ok(matrix)
+    }
+
+    /// Rows and columns of a block, if the matrix is in FP8. It decides, with `tiles`, which kernels serve it.
+    pub(super) fn block(&self) -> Option<(usize, usize)> {
+        self.scales.map(|scales| scales.block)
+    }
+
+    fn element(&self) -> Element {
+        if self.scales.is_some() { Element::E4m3 } else { Element::Bf16 }
+    }
+
+    fn matrix_bytes(&self) -> usize {
+        self.rows * self.cols * self.element().size()
+    }
+
+    fn scale_bytes(&self) -> usize {
+        let of = |(rows, cols)| self.rows.div_ceil(rows) * self.cols.div_ceil(cols) * Dtype::F32.size();
+        self.block().map_or(0, of)
+    }
+
     /// Makes the maps.
     fn describe<D: Driver<Memory = M>>(&self, driver: &D, layout: &Layout) -> Result<Tiles, CudaError> {
-        let bytes = self.rows * self.cols * Dtype::Bf16.size();
         let tiles = Tiles { map: self.address + layout.maps as u64, list: self.address + layout.list as u64 };
         let mut all = Vec::with_capacity(self.count * (MAP + ADDRESS));
         for index in 0..self.count {
-            let at = self.address + (index * bytes) as u64;
-            all.extend(maps::rows(driver, at, Element::Bf16, (self.rows, self.cols), TILE_ROWS)?);
+            let at = self.address + (index * self.matrix_bytes()) as u64;
+            all.extend(maps::rows(driver, at, self.element(), (self.rows, self.cols), TILE_ROWS)?);
         }
         (0..self.count).for_each(|index| all.extend((tiles.map + (index * MAP) as u64).to_le_bytes()));
         driver.upload(&self.memory, layout.maps, &all)?;
@@ -104,16 +170,16 @@ impl<M> CudaMatrix<M> {
     /// This gate with its up, if the kernels for sm_90a serve them: `map` then is an entry of the list of a gated product.
     fn with_up<D: Driver<Memory = M>>(&self, driver: &D, up: &Self) -> Result<Option<Tiles>, CudaError> {
         assert_eq!((up.rows, up.cols), (self.rows, self.cols), "up of a gate");
-        if self.tiles.is_none() || !sm90::fits(self.rows) {
+        if self.tiles.is_none() || self.block() != up.block() || !sm90::fits(self.rows) {
             return Ok(None);
         }
         let mut paired = self.paired.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = paired.filter(|known| known.up == up.address) {
             return Ok(Some(known.tiles));
         }
-        let at = Layout::new(self.bytes(), self.count).pair;
+        let at = Layout::new(self.count, self.count * self.matrix_bytes(), self.scale_bytes()).pair;
         let both = [self.address, up.address];
-        let (map, exchanged) = maps::pair(driver, both, Element::Bf16, (self.rows, self.cols))?;
+        let (map, exchanged) = maps::pair(driver, both, self.element(), (self.rows, self.cols))?;
         let place = self.address + at as u64;
         let tiles = Tiles { map: place + u64::from(exchanged), list: place + MAP as u64 };
         driver.upload(&self.memory, at, &[&map[..], &tiles.map.to_le_bytes()].concat())?;
@@ -121,12 +187,13 @@ impl<M> CudaMatrix<M> {
         Ok(Some(tiles))
     }
 
+    /// Of the weights and their scales.
     pub(super) fn bytes(&self) -> usize {
-        self.count * self.rows * self.cols * Dtype::Bf16.size()
+        self.count * self.matrix_bytes() + self.scale_bytes()
     }
 }
 
-/// Where the kernels for sm_90a find a SwiGLU block: gate with up, and down. None if the plain kernels serve it.
+/// Where the kernels for sm_90a find a SwiGLU block: gate with up, and down, each in bf16 or FP8. None if the plain kernels serve it.
 pub(super) fn block<D: Driver>(
     driver: &D,
     ffn: &Ffn<CudaMatrix<D::Memory>>,

@@ -6,6 +6,7 @@ mod driver;
 mod elementwise;
 mod expanded;
 mod expanded_case;
+mod fp8;
 mod grouped_linear;
 mod heads;
 mod linear;

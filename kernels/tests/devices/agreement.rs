@@ -33,7 +33,7 @@ pub(crate) fn run<D: Device>(device: &D, case: &Case, lengths: &[usize]) -> Vec<
     of("embed", hidden, &|out| device.embed(&model.table, &batch, out));
     of("rms_norm", hidden, &|out| device.rms_norm(&x, &model.gain, 1e-3, out));
     of("linear", case.vocab, &|out| device.linear(&x, &model.lm_head, out));
-    of("gate_logits", case.vocab, &|out| device.gate_logits(&x, &model.lm_head, out));
+    of("gate_logits", case.vocab, &|out| device.gate_logits(&x, &model.gate, out));
     of("ffn", hidden, &|out| device.ffn(&x, &model.experts[1], out));
     of("decode", hidden, &|out| device.decode(&encode(device, &x).unwrap(), out));
     let q = buffer(device, &numbers.vector(ROWS * shape.heads * (shape.nope + shape.rope), 1.0));
@@ -62,10 +62,16 @@ fn grouped<D: Device>(device: &D, experts: &[&Ffn<D::Matrix>], x: &[f32]) -> Vec
 }
 
 /// Root mean square of the difference, as a part of that of `expected`.
-fn error(found: &[f32], expected: &[f32]) -> f64 {
+pub(crate) fn error(found: &[f32], expected: &[f32]) -> f64 {
     let square = |x: f32| f64::from(x) * f64::from(x);
     let difference: f64 = found.iter().zip(expected).map(|(found, expected)| square(found - expected)).sum();
     (difference / expected.iter().map(|expected| square(*expected)).sum::<f64>()).sqrt()
+}
+
+/// Root mean square of the difference, as a part of that of `expected`, of what has this name.
+pub(crate) fn error_of(name: &str, found: &[(String, Vec<f32>)], expected: &[(String, Vec<f32>)]) -> f64 {
+    let of = |results: &[(String, Vec<f32>)]| results.iter().find(|(known, _)| known == name).unwrap().1.clone();
+    error(&of(found), &of(expected))
 }
 
 pub(crate) fn compare<N: Display>(found: &[(N, Vec<f32>)], expected: &[(N, Vec<f32>)], limit: f64) {

@@ -28,7 +28,7 @@ pub(crate) fn on_cuda(check: &mut impl Check) {
 }
 
 /// The same, the shim taking the place of a chip that has the kernels for sm_90a.
-fn on_sm90(check: &mut impl Check) {
+pub(crate) fn on_sm90(check: &mut impl Check) {
     check.on(&Cuda::new(Shim::sm90(seed())));
     on_gpu(check);
 }
@@ -247,7 +247,7 @@ impl Driver for &'static Watched {
 #[test]
 fn a_device_that_has_failed_says_so_whenever_something_is_read() {
     let device = Cuda::new(watched(Shim::new(1), 1));
-    assert_eq!(device.numerics(), "cuda-plain-1-watched-gpu-1");
+    assert_eq!(device.numerics(), "cuda-plain-2-watched-gpu-1");
     let (two, three) = (buffer(&device, &[2.0; 4]), buffer(&device, &[3.0; 4]));
     let sum = output(&device, 4, |out| {
         *out = buffer(&device, &[1.0; 4]);
@@ -270,7 +270,7 @@ fn watched(shim: Shim, left: usize) -> &'static Watched {
 }
 
 /// The kernels of products and attention that a model of these sizes takes.
-fn kernels_of(shim: Shim, case: &Case, relaxed: bool) -> Vec<String> {
+pub(crate) fn kernels_of(shim: Shim, case: &Case, relaxed: bool) -> Vec<String> {
     let driver = watched(shim, usize::MAX);
     let device = Cuda::new(driver);
     if relaxed {
@@ -278,7 +278,7 @@ fn kernels_of(shim: Shim, case: &Case, relaxed: bool) -> Vec<String> {
     }
     agreement::run(&device, case, &[5]);
     let mut launched = std::mem::take(&mut *driver.launched.lock().unwrap());
-    launched.retain(|kernel| ["sm90", "linear", "mla", "swiglu"].iter().any(|word| kernel.contains(word)));
+    launched.retain(|kernel| ["sm90", "linear", "mla", "swiglu", "quantize"].iter().any(|word| kernel.contains(word)));
     launched.into_iter().collect()
 }
 
@@ -296,7 +296,7 @@ fn the_chip_and_the_sizes_decide_which_kernels_serve() {
     let mut relaxed = [&sm90[..], &["sm90_grouped_gated_16", "sm90_grouped_linear_16"]].concat();
     relaxed.sort_unstable();
     assert_eq!(kernels_of(Shim::sm90(1), &Case::tiled(), true), relaxed);
-    assert_eq!(Cuda::new(Shim::sm90(1)).numerics(), "cuda-sm90-1-shim");
+    assert_eq!(Cuda::new(Shim::sm90(1)).numerics(), "cuda-sm90-2-shim");
 }
 
 /// What a product and a SwiGLU block make of so many rows, and how many products the library computed.

@@ -53,9 +53,11 @@ fn rows_in_batches<D: Device>(device: &D, case: &Case) -> Vec<Vec<u32>> {
     let x = |rows| some(&x, rows, hidden);
     vec![
         for_all_cuts(device, "linear", case.vocab, |rows, out| device.linear(&x(rows), &model.lm_head, out)),
-        for_all_cuts(device, "gate_logits", case.vocab, |rows, out| device.gate_logits(&x(rows), &model.lm_head, out)),
+        for_all_cuts(device, "gate_logits", case.vocab, |rows, out| device.gate_logits(&x(rows), &model.gate, out)),
         for_all_cuts(device, "ffn", hidden, |rows, out| device.ffn(&x(rows), &model.experts[0], out)),
         for_all_cuts(device, "rms_norm", hidden, |rows, out| device.rms_norm(&x(rows), &model.gain, 1e-6, out)),
+        for_all_cuts(device, "ffn 1", hidden, |rows, out| device.ffn(&x(rows), &model.experts[1], out)),
+        for_all_cuts(device, "ffn 2", hidden, |rows, out| device.ffn(&x(rows), &model.experts[2], out)),
         for_all_cuts(device, "embed", hidden, |rows, out| device.embed(&model.table, &step(device, case, rows), out)),
         for_all_cuts(device, "mla_queries", shape.heads * shape.cached(), |rows, out| {
             let q = some(&q, rows.clone(), q_width);
@@ -154,8 +156,11 @@ impl Check for BatchSizes {
             }
         };
         check("linear", case.vocab, &|x, out| device.linear(x, &model.lm_head, out));
-        check("gate_logits", case.vocab, &|x, out| device.gate_logits(x, &model.lm_head, out));
-        check("ffn", hidden, &|x, out| device.ffn(x, &model.experts[0], out));
+        check("gate_logits", case.vocab, &|x, out| device.gate_logits(x, &model.gate, out));
+        // In FP8, experts are of different formats.
+        for ffn in &model.experts[..if case.fp8.is_some() { 4 } else { 1 }] {
+            check("ffn", hidden, &|x, out| device.ffn(x, ffn, out));
+        }
     }
 }
 

@@ -69,7 +69,10 @@ impl Long {
         assert_eq!(bits(&absorbed[long.end..]), bits(&expanded[long.end..]), "{on}: the last sequence");
         let (absorbed, expanded) = (absorbed[long.clone()].to_vec(), expanded[long].to_vec());
         assert_ne!(absorbed, expanded, "{on}: another way of computing");
-        compare(&[("expanded", expanded)], &[("expanded", absorbed)], 1e-2);
+        // In FP8 latents are rounded once more before they are expanded: keys and values are each off by 2.6 %, keys by as much of
+        // scores of one or two, which weights follow.
+        let limit = if case.fp8.is_some() { 8e-2 } else { 1e-2 };
+        compare(&[("expanded", expanded)], &[("expanded", absorbed)], limit);
     }
 }
 

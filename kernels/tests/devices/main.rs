@@ -3,8 +3,11 @@
 mod agreement;
 #[cfg(feature = "cuda-shim")]
 mod cuda;
+#[cfg(feature = "cuda-shim")]
+mod cuda_fp8;
 mod exactness;
 mod expanded;
+mod fp8;
 #[path = "../cuda/numbers.rs"]
 #[allow(dead_code, reason = "shared with the tests of the CUDA kernels")]
 mod numbers;

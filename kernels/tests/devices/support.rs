@@ -6,10 +6,11 @@ use std::{
 };
 
 use conclave_kernels::{
-    Cpu, Device, Dtype, Ffn, Isa, KernelError, LatentWrite, Mla, MlaShape, Pool, Reference, RotaryTable, StepRows,
-    Weight, activation,
+    BlockScales, Cpu, Device, Dtype, Ffn, Isa, KernelError, LatentWrite, Mla, MlaShape, Pool, Reference, RotaryTable,
+    StepRows, Weight, activation,
 };
 
+use crate::fp8;
 pub(crate) use crate::numbers::Numbers;
 
 /// Sizes of a model.
@@ -21,43 +22,66 @@ pub(crate) struct Case {
     pub(crate) shape: MlaShape,
     /// Type of the stored weights.
     pub(crate) dtype: Dtype,
+    /// Instead, of matrices that may be so: FP8 in blocks of so many rows and columns.
+    pub(crate) fp8: Option<(usize, usize)>,
 }
+
+/// Which of gate, up and down of the experts in FP8 are so: all kinds of mixtures.
+const IN_FP8: [[bool; 3]; 4] = [[true; 3], [true, true, false], [true, false, true], [false, false, true]];
 
 impl Case {
     /// Sizes that are multiples of nothing.
     pub(crate) fn odd() -> Self {
         let shape = MlaShape { heads: 3, nope: 20, rope: 6, value: 12, latent: 37 };
-        Self { hidden: 72, inner: 53, vocab: 161, shape, dtype: Dtype::F32 }
+        Self { hidden: 72, inner: 53, vocab: 161, shape, dtype: Dtype::F32, fp8: None }
     }
 
     /// Sizes as models have them.
     pub(crate) fn even() -> Self {
         let shape = MlaShape { heads: 16, nope: 32, rope: 16, value: 32, latent: 128 };
-        Self { hidden: 256, inner: 192, vocab: 512, shape, dtype: Dtype::Bf16 }
+        Self { hidden: 256, inner: 192, vocab: 512, shape, dtype: Dtype::Bf16, fp8: None }
     }
 
     /// Sizes that the kernels for sm_90a take, some of which fill no whole tile.
     pub(crate) fn tiled() -> Self {
         let shape = MlaShape { heads: 3, nope: 40, rope: 64, value: 24, latent: 512 };
-        Self { hidden: 136, inner: 72, vocab: 161, shape, dtype: Dtype::Bf16 }
+        Self { hidden: 136, inner: 72, vocab: 161, shape, dtype: Dtype::Bf16, fp8: None }
     }
 
     /// Sizes that the kernel for sm_90a over expanded keys and values takes.
     pub(crate) fn expanding() -> Self {
         let shape = MlaShape { heads: 2, nope: 128, rope: 64, value: 128, latent: 512 };
-        Self { hidden: 8, inner: 8, vocab: 8, shape, dtype: Dtype::Bf16 }
+        Self { hidden: 8, inner: 8, vocab: 8, shape, dtype: Dtype::Bf16, fp8: None }
     }
 
-    fn matrix<D: Device>(&self, device: &D, numbers: &mut Numbers, outputs: usize, inputs: usize) -> D::Matrix {
+    /// The same sizes and values, in FP8.
+    pub(crate) fn in_fp8(self, block: (usize, usize)) -> Self {
+        Self { fp8: Some(block), ..self }
+    }
+
+    /// The same sizes, in bf16 or f32.
+    fn wide(&self) -> Self {
+        Self { fp8: None, ..self.clone() }
+    }
+
+    pub(crate) fn matrix<D: Device>(
+        &self,
+        device: &D,
+        numbers: &mut Numbers,
+        outputs: usize,
+        inputs: usize,
+    ) -> D::Matrix {
         let values = numbers.vector(outputs * inputs, (3.0 / inputs as f32).sqrt());
-        let bytes = activation::encode(self.dtype, &values);
-        device.load_matrix(Weight::new(self.dtype, &bytes, outputs, inputs).unwrap()).unwrap()
+        device.load_matrix(Stored::new(self, &values, inputs).weight()).unwrap()
     }
 
-    fn ffn<D: Device>(&self, device: &D, numbers: &mut Numbers) -> Ffn<D::Matrix> {
-        let gate = self.matrix(device, numbers, self.inner, self.hidden);
-        let up = self.matrix(device, numbers, self.inner, self.hidden);
-        Ffn { gate, up, down: self.matrix(device, numbers, self.hidden, self.inner) }
+    fn ffn<D: Device>(&self, device: &D, numbers: &mut Numbers, fp8: [bool; 3]) -> Ffn<D::Matrix> {
+        let [gate, up, down] = fp8.map(|fp8| if fp8 { self.clone() } else { self.wide() });
+        Ffn {
+            gate: gate.matrix(device, numbers, self.inner, self.hidden),
+            up: up.matrix(device, numbers, self.inner, self.hidden),
+            down: down.matrix(device, numbers, self.hidden, self.inner),
+        }
     }
 
     /// The same weights on any device.
@@ -67,14 +91,17 @@ impl Case {
         let table = activation::encode(self.dtype, &numbers.vector(self.vocab * self.hidden, 1.0));
         let table = Weight::new(self.dtype, &table, self.vocab, self.hidden).unwrap();
         let lm_head = self.matrix(device, &mut numbers, self.vocab, self.hidden);
-        let experts = (0..4).map(|_| self.ffn(device, &mut numbers)).collect();
-        // Stored [dn, r], as a slice of kv_b_proj.
-        let keys = self.heads(&mut numbers, 0.2, shape.nope, shape.latent);
-        let uk: Vec<Weight<'_>> = keys.iter().map(|head| self.weight(head, shape.nope).transpose()).collect();
-        let scale = (3.0 / shape.latent as f32).sqrt();
-        let values = self.heads(&mut numbers, scale, shape.value, shape.latent);
-        let uv: Vec<Weight<'_>> = values.iter().map(|head| self.weight(head, shape.value)).collect();
-        let kv_b: Vec<u8> = keys.iter().zip(&values).flat_map(|(keys, values)| [&keys[..], values].concat()).collect();
+        let experts = IN_FP8.iter().map(|fp8| self.ffn(device, &mut numbers, *fp8)).collect();
+        let keys = self.heads(&mut numbers, 0.2, shape.nope);
+        let values = self.heads(&mut numbers, (3.0 / shape.latent as f32).sqrt(), shape.value);
+        let kv_b: Vec<f32> = keys.iter().zip(&values).flat_map(|(keys, values)| [&keys[..], values].concat()).collect();
+        let kv_b = Stored::new(self, &kv_b, shape.latent);
+        let head = |head: usize| head * (shape.nope + shape.value);
+        // Stored [dn, r].
+        let uk = |at| kv_b.weight().slice(head(at), shape.nope).transpose();
+        let uk: Vec<Weight<'_>> = (0..shape.heads).map(uk).collect();
+        let uv = |at| kv_b.weight().slice(head(at) + shape.nope, shape.value);
+        let uv: Vec<Weight<'_>> = (0..shape.heads).map(uv).collect();
         let omega: Vec<f64> = (0..shape.rope / 2).map(|at| 100f64.powf(-2.0 * at as f64 / shape.rope as f64)).collect();
         let rotary = device.load_rotary(RotaryTable::new(1200, &omega, 1.0)).unwrap();
         Model {
@@ -83,20 +110,47 @@ impl Case {
             experts,
             uk: device.load_heads(&uk).unwrap(),
             uv: device.load_heads(&uv).unwrap(),
-            kv_b: device.load_matrix(self.weight(&kv_b, shape.heads * (shape.nope + shape.value))).unwrap(),
+            kv_b: device.load_matrix(kv_b.weight()).unwrap(),
             gain: buffer(device, &numbers.vector(self.hidden, 1.5)),
             latent_gain: buffer(device, &numbers.vector(shape.latent, 1.5)),
             mla: Mla { shape, rotary, scale: 0.3 },
+            gate: self.wide().matrix(device, &mut numbers, self.vocab, self.hidden),
         }
     }
 
-    /// The bytes of a matrix for each head.
-    fn heads(&self, numbers: &mut Numbers, scale: f32, rows: usize, cols: usize) -> Vec<Vec<u8>> {
-        (0..self.shape.heads).map(|_| activation::encode(self.dtype, &numbers.vector(rows * cols, scale))).collect()
+    /// A matrix `[rows, r]` for each head.
+    fn heads(&self, numbers: &mut Numbers, scale: f32, rows: usize) -> Vec<Vec<f32>> {
+        (0..self.shape.heads).map(|_| numbers.vector(rows * self.shape.latent, scale)).collect()
+    }
+}
+
+/// A matrix as a checkpoint holds it.
+pub(crate) struct Stored {
+    dtype: Dtype,
+    data: Vec<u8>,
+    cols: usize,
+    /// Of FP8: the block, and the scales' bytes.
+    scales: Option<((usize, usize), Vec<u8>)>,
+}
+
+impl Stored {
+    pub(crate) fn new(case: &Case, values: &[f32], cols: usize) -> Self {
+        let Some(block) = case.fp8 else {
+            return Self { dtype: case.dtype, data: activation::encode(case.dtype, values), cols, scales: None };
+        };
+        let (data, scales) = fp8::blocks(values, cols, block);
+        Self { dtype: Dtype::F32, data, cols, scales: Some((block, activation::encode(Dtype::F32, &scales))) }
     }
 
-    fn weight<'a>(&self, bytes: &'a [u8], rows: usize) -> Weight<'a> {
-        Weight::new(self.dtype, bytes, rows, bytes.len() / self.dtype.size() / rows).unwrap()
+    pub(crate) fn weight(&self) -> Weight<'_> {
+        match &self.scales {
+            None => Weight::new(self.dtype, &self.data, self.data.len() / self.dtype.size() / self.cols, self.cols),
+            Some((block, scales)) => {
+                let scales = BlockScales::new(scales, *block);
+                Weight::fp8(&self.data, self.data.len() / self.cols, self.cols, scales)
+            }
+        }
+        .unwrap()
     }
 }
 
@@ -108,6 +162,8 @@ pub(crate) struct Model<D: Device> {
     pub(crate) uk: D::Heads,
     pub(crate) uv: D::Heads,
     pub(crate) kv_b: D::Matrix,
+    /// `[vocab, H]`, never in FP8.
+    pub(crate) gate: D::Matrix,
     pub(crate) gain: D::Buffer,
     pub(crate) latent_gain: D::Buffer,
     pub(crate) mla: Mla<D::Rotary>,

@@ -63,6 +63,11 @@ impl Operands {
         (0..case.inner).map(term).sum()
     }
 
+    /// Bytes from the scales of a gate to those of its up.
+    fn up_at(&self, case: &Case<'_>) -> u64 {
+        (case.outputs.div_ceil(128) * case.inner.div_ceil(128) * size_of::<f32>()) as u64
+    }
+
     fn expected(&self, case: &Case<'_>, copies: usize) -> Vec<f64> {
         let groups = case.rows.iter().enumerate().flat_map(|(group, rows)| vec![group; *rows as usize]);
         let rows: Vec<(usize, usize)> = groups.enumerate().map(|(row, group)| (group, row)).collect();
@@ -88,22 +93,27 @@ fn multiply(tokens: Tokens, case: &Case<'_>, operands: &Operands, copies: usize)
         };
         let maps: Vec<_> = weights.iter().map(|weights| map(rig.at(weights))).collect();
         let weights_at = rig.upload(&maps.iter().map(|map| rig.at(map)).collect::<Vec<u64>>());
-        let scales_at = rig.upload(&scales.iter().map(|scales| rig.at(scales)).collect::<Vec<u64>>());
+        let of_gates: Vec<u64> = scales.iter().map(|scales| rig.at(scales)).collect();
+        let of_ups: Vec<u64> = of_gates.iter().map(|at| at + operands.up_at(case)).collect();
+        let (scales_at, up_scales_at) = (rig.upload(&of_gates), rig.upload(&of_ups));
         let x_map = maps::rows(rig, rig.at(&x), Element::E4m3, (total, case.inner), INPUT_ROWS);
         let scales_map = maps::scales(rig, rig.at(&x_scales), (case.inner.div_ceil(128), total, operands.pitch));
         let offsets = rig.upload(&case.offsets());
         let out = if gated { rig.poisoned::<u16>(length) } else { rig.poisoned::<f32>(length) };
-        let at = [&x_map, &scales_map, &weights_at, &scales_at, &offsets, &out].map(|memory| rig.at(memory));
-        let [x, x_scales, weights, scales, begin, y] = at;
-        let end = begin + 4;
+        let at = [&x_map, &scales_map, &weights_at, &scales_at, &up_scales_at, &offsets, &out];
+        let [x, x_scales, weights, scales, up_scales, begin, y] = at.map(|memory| rig.at(memory));
+        // Of one group, the rows say where it ends.
+        let (begin, end, rows) = if groups == 1 { (0, 0, total as u32) } else { (begin, begin + 4, 0) };
         GroupedProductFp8 {
             x,
             x_scales,
             weights,
             scales,
+            up_scales,
             begin,
             end,
             y,
+            rows,
             groups,
             inner,
             outputs,
@@ -121,6 +131,7 @@ fn scaled_products_are_near_their_definition() {
     let cases = [
         Case { rows: &[0, 3, 17, 1, 40], inner: 272, outputs: 72 },
         Case { rows: &[130, 0, 33], inner: 128, outputs: 200 },
+        Case { rows: &[21], inner: 160, outputs: 136 },
     ];
     for case in cases {
         for copies in [1, 2] {

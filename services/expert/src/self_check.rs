@@ -1,8 +1,11 @@
 //! Does the device compute what the definition says, with the weights as they lie in memory?
 
 use conclave_dispatch::ModelShape;
-use conclave_kernels::{Device, Dtype, ExpertRows, Pool, Reference, activation};
-use conclave_model::{Checkpoint, names};
+use conclave_kernels::{Device, Dtype, ExpertRows, Fp8Weights, Pool, Reference, activation};
+use conclave_model::{
+    Checkpoint,
+    names::{self, FfnNames},
+};
 
 use crate::cells::{self, Cell};
 use crate::error::ExpertError;
@@ -34,7 +37,8 @@ pub(crate) fn check<D: Device>(
             return Err(ExpertError::NotFinite { cell: cell.id, layer });
         }
         if expert == compared {
-            compare(device, &definition(checkpoint, cell, layer, expert, x.clone())?, &found).map_err(
+            let tolerance = tolerance(device, checkpoint, &names::layer(layer).expert(expert));
+            compare(&definition(checkpoint, cell, layer, expert, x.clone())?, &found, tolerance).map_err(
                 |(found, expected)| ExpertError::Disagrees { cell: cell.id, layer, expert, found, expected },
             )?;
         }
@@ -57,12 +61,20 @@ fn definition<M>(
     Ok(expected)
 }
 
-/// The error holds the largest difference and the tolerance, both as a part of the largest value.
-fn compare<D: Device>(device: &D, expected: &[f32], found: &[f32]) -> Result<(), (f32, f32)> {
-    let tolerance = match device.activation() {
+/// How far results may be off, as a part of the largest. Where the device keeps weights in FP8 it rounds to FP8, too, what they are
+/// multiplied by: each product is then off by 2.6 % in the mean square, a block by 5 %, and the worst of many by a multiple of it.
+fn tolerance<D: Device>(device: &D, checkpoint: &Checkpoint, expert: &FfnNames) -> f32 {
+    let tensors = [expert.gate_proj(), expert.up_proj(), expert.down_proj()];
+    let in_fp8 = |name: &String| checkpoint.weight(name).is_ok_and(|weight| weight.scales.is_some());
+    match device.activation() {
         Dtype::F32 => 1e-4,
+        Dtype::Bf16 if device.fp8_weights() == Fp8Weights::Kept && tensors.iter().any(in_fp8) => 0.2,
         Dtype::Bf16 => 3e-2,
-    };
+    }
+}
+
+/// The error holds the largest difference and the tolerance, both as a part of the largest value.
+fn compare(expected: &[f32], found: &[f32], tolerance: f32) -> Result<(), (f32, f32)> {
     let largest = expected.iter().fold(f32::MIN_POSITIVE, |most, value| most.max(value.abs()));
     let difference = expected.iter().zip(found).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
     if difference / largest > tolerance { Err((difference / largest, tolerance)) } else { Ok(()) }

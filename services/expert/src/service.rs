@@ -102,7 +102,8 @@ impl<D: Device> ExpertService<D> {
         cells::check_ids(&self.shape, ids)?;
         let held = self.cells().ids();
         let missing: Vec<CellId> = ids.iter().filter(|id| !held.contains(id)).copied().collect();
-        self.checkpoint.check_memory(self.checkpoint.cell_bytes() * missing.len() as u64)?;
+        let cell = self.checkpoint.cell_bytes(self.device.fp8_weights());
+        self.checkpoint.check_memory(cell * missing.len() as u64)?;
         let started = Instant::now();
         let loaded = cells::load(&*self.device, &self.checkpoint, &self.config.progress, &self.shape, &missing)?;
         for cell in &loaded {

@@ -52,7 +52,7 @@ impl Weights {
         let device = Reference::new(Pool::new(1).unwrap());
         let matrix = |seed: u64, rows: usize, cols: usize| {
             let data = activation::encode(Dtype::F32, &values(seed, rows * cols));
-            device.load_matrix(Weight { dtype: Dtype::F32, data: &data, rows, cols, transposed: false }).unwrap()
+            device.load_matrix(Weight::new(Dtype::F32, &data, rows, cols).unwrap()).unwrap()
         };
         let expert = |e: u64| Ffn {
             gate: matrix(e * 3, INNER, HIDDEN),

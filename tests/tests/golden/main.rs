@@ -5,6 +5,8 @@ mod cuda;
 mod files;
 mod forced;
 #[cfg(feature = "cuda-shim")]
+mod fp8;
+#[cfg(feature = "cuda-shim")]
 mod pairs;
 mod system;
 #[cfg(feature = "cuda-shim")]

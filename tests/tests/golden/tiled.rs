@@ -23,8 +23,42 @@ fn shim() -> Arc<Cuda<Shim>> {
     Arc::new(Cuda::new(Shim::sm90(9)))
 }
 
+/// Rows and columns of a block in FP8.
+const BLOCK: usize = 128;
+
 /// The smallest preset with the latents of real models, and weights that make a difference.
 fn checkpoint(dir: &Path) {
+    write(dir, |_, shape, seed| {
+        vec![("", Stored::BF16, shape.to_vec(), activation::encode(Dtype::Bf16, &values(shape, seed)))]
+    });
+}
+
+/// The same with its projections in FP8.
+pub(crate) fn checkpoint_in_fp8(dir: &Path) {
+    write(dir, |name, shape, seed| {
+        let projection = name.ends_with("_proj.weight") || name.ends_with("_mqa.weight");
+        if !projection {
+            return vec![("", Stored::BF16, shape.to_vec(), activation::encode(Dtype::Bf16, &values(shape, seed)))];
+        }
+        // Magnitudes from 4 to 60, in units of scales that differ.
+        let unit = values(&[shape[0], shape[1]], seed).into_iter().map(|value| value * (shape[1] as f32 / 3.0).sqrt());
+        let bits = unit.map(|unit| (unit.to_bits() >> 24) as u8 & 0x80 | (0x48 + (unit.abs() * 32.0) as u8)).collect();
+        let blocks = vec![shape[0].div_ceil(BLOCK), shape[1].div_ceil(BLOCK)];
+        let count = blocks[0] * blocks[1];
+        let scales = (0..count).map(|block| (0.5 + block as f32 / count as f32) / (30.0 * (shape[1] as f32).sqrt()));
+        let scales = activation::encode(Dtype::F32, &scales.collect::<Vec<f32>>());
+        vec![("", Stored::F8_E4M3, shape.to_vec(), bits), ("_scale_inv", Stored::F32, blocks, scales)]
+    });
+    let path = dir.join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["quantization_config"] = json!({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK]});
+    fs::write(&path, config.to_string()).unwrap();
+}
+
+/// What stands for a tensor: how the name goes on, type, shape and bytes of each part.
+type Parts = Vec<(&'static str, Stored, Vec<usize>, Vec<u8>)>;
+
+fn write(dir: &Path, parts: impl Fn(&str, &[usize], u64) -> Parts) {
     let out = dir.to_owned();
     let options = SynthOptions { preset: Preset::Tiny, layers: Some(2), vocab: None, seed: 3, out };
     let written = synth::write(&options, &|_, _| ()).unwrap();
@@ -39,11 +73,11 @@ fn checkpoint(dir: &Path) {
     let file = files.iter().find(|path| path.extension().is_some_and(|found| found == "safetensors")).unwrap();
     let bytes = fs::read(file).unwrap();
     let mut seed = 1u64;
-    let tensors: HashMap<String, (Vec<usize>, Vec<u8>)> = SafeTensors::deserialize(&bytes)
+    let tensors: HashMap<String, (Stored, Vec<usize>, Vec<u8>)> = SafeTensors::deserialize(&bytes)
         .unwrap()
         .tensors()
         .into_iter()
-        .map(|(name, tensor)| {
+        .flat_map(|(name, tensor)| {
             let mut shape = tensor.shape().to_vec();
             match name.rsplit('.').nth(1).unwrap() {
                 "kv_a_proj_with_mqa" => shape[0] = LATENT + ROPE,
@@ -53,8 +87,10 @@ fn checkpoint(dir: &Path) {
                 _ => {}
             }
             seed += 1;
-            let values = values(&shape, seed);
-            (name, (shape, activation::encode(Dtype::Bf16, &values)))
+            let parts = parts(&name, &shape, seed);
+            parts
+                .into_iter()
+                .map(move |(ending, stored, shape, bytes)| (format!("{name}{ending}"), (stored, shape, bytes)))
         })
         .collect();
     files.iter().filter(|path| path.to_string_lossy().contains("safetensors")).for_each(|path| {
@@ -62,7 +98,7 @@ fn checkpoint(dir: &Path) {
     });
     let views = tensors
         .iter()
-        .map(|(name, (shape, bytes))| (name.as_str(), TensorView::new(Stored::BF16, shape.clone(), bytes).unwrap()));
+        .map(|(name, (stored, shape, bytes))| (name.as_str(), TensorView::new(*stored, shape.clone(), bytes).unwrap()));
     serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
 }
 

@@ -27,14 +27,16 @@ kernel! {
 }
 
 kernel! {
-    /// The same with weights in FP8 e4m3, a scale for each block of 128 x 128. The chain of 128 inputs is multiplied by its
-    /// scale; these products are added in ascending order.
+    /// The same in FP8 e4m3: rows have a scale for each `width` elements, weights one for each block of `height` x `width`. The
+    /// chain of `width` inputs is multiplied by the product of the two; these products are added in ascending order.
     GroupedLinearFp8("grouped_linear_fp8") {
-        /// bf16 `[P, inner]`
+        /// e4m3 `[P, inner]`
         x: Address,
+        /// f32 `[ceil(inner / width), pitch]`
+        x_scales: Address,
         /// Addresses `[X]` of e4m3 `[outputs, inner]`.
         weights: Address,
-        /// Addresses `[X]` of f32 `[ceil(outputs / 128), ceil(inner / 128)]`.
+        /// Addresses `[X]` of f32 `[ceil(outputs / height), ceil(inner / width)]`.
         scales: Address,
         /// u32 `[X + 1]`: group `g` has rows `offsets[g]..offsets[g + 1]`.
         offsets: Address,
@@ -44,6 +46,12 @@ kernel! {
         inner: u32,
         /// Outputs.
         outputs: u32,
+        /// At least `P`.
+        pitch: u32,
+        /// Outputs of a block.
+        height: u32,
+        /// Inputs of a block, and of a scale of `x`.
+        width: u32,
     } over {
         /// Groups `X`, at most 65,535.
         groups: u32,

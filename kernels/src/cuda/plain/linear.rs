@@ -30,3 +30,32 @@ kernel! {
     }
     => |it| tiles(it.rows, it.outputs, 1)
 }
+
+kernel! {
+    /// The same in FP8 e4m3, as [`GroupedLinearFp8`](super::GroupedLinearFp8) of one group.
+    LinearFp8("linear_fp8") {
+        /// e4m3 `[rows, inner]`
+        x: Address,
+        /// f32 `[ceil(inner / width), pitch]`
+        x_scales: Address,
+        /// e4m3 `[outputs, inner]`
+        w: Address,
+        /// f32 `[ceil(outputs / height), ceil(inner / width)]`
+        scales: Address,
+        /// f32 `[rows, outputs]`
+        y: Address,
+        /// Rows `T`, at most 2^20.
+        rows: u32,
+        /// Inputs.
+        inner: u32,
+        /// Outputs.
+        outputs: u32,
+        /// At least `T`.
+        pitch: u32,
+        /// Outputs of a block.
+        height: u32,
+        /// Inputs of a block, and of a scale of `x`.
+        width: u32,
+    }
+    => |it| tiles(it.rows, it.outputs, 1)
+}

@@ -9,6 +9,7 @@ mod gate_logits;
 mod grouped_linear;
 mod heads;
 mod linear;
+mod quantize;
 mod rows;
 mod sample;
 
@@ -19,7 +20,8 @@ pub use expanded::{FinishExpanded, GatherLatents, MlaExpanded, RopeQueries};
 pub use gate_logits::GateLogits;
 pub use grouped_linear::{GroupedLinear, GroupedLinearFp8};
 pub use heads::{MlaQueries, MlaValues, SplitQueries};
-pub use linear::Linear;
+pub use linear::{Linear, LinearFp8};
+pub use quantize::Quantize;
 pub use rows::{AddSlots, CombinePairs, EmbedBf16, EmbedF32, GatherBf16, RmsNorm, WriteLatents};
 pub use sample::{
     AdjustLogits, Adjustment, Draw, Likely, MOST_LIKELY, MOST_LOGITS, Penalties, RestoreLogits, RowScore, Sample,

@@ -2,6 +2,14 @@
 
 use super::{Address, Shape, Tokens, kernel};
 
+/// Weights of a block and activations of a scale, along the inner dimension; outputs of a block.
+pub const FP8_BLOCK: usize = 128;
+
+/// Whether the copy engine takes rows of `inner` elements of e4m3, whole 16 bytes, and the kernels blocks of this shape.
+pub fn fits_fp8(inner: usize, block: (usize, usize)) -> bool {
+    inner > 0 && inner.is_multiple_of(16) && block == (FP8_BLOCK, FP8_BLOCK)
+}
+
 /// There is none for 256 tokens, which the driver then says.
 fn shape(tokens: Tokens, blocks: u32) -> Shape {
     let (threads, shared) = match tokens {
@@ -29,17 +37,21 @@ kernel! {
         x: Address,
         /// Map of f32 `[ceil(inner / 128), P]`, see [`maps::scales`](super::maps::scales)
         x_scales: Address,
-        /// Addresses `[X]` of maps of e4m3 `[outputs, inner]`, tiles of 64 rows; where gated, of gate and, behind it, up, see
-        /// [`maps::pair`](super::maps::pair)
+        /// Addresses `[X]` of maps of e4m3 `[outputs, inner]`, tiles of 64 rows; where gated, of gate and up, see
+        /// [`maps::pair`](super::maps::pair), one added where up comes first
         weights: Address,
-        /// Addresses `[X]` of f32 `[ceil(outputs / 128), ceil(inner / 128)]`; where gated, of gate, then of up
+        /// Addresses `[X]` of f32 `[ceil(outputs / 128), ceil(inner / 128)]`; where gated, of gates
         scales: Address,
-        /// u32 `[X]`: group `g` has rows `begin[g]..end[g]`
+        /// The same of ups; means nothing where not gated.
+        up_scales: Address,
+        /// u32 `[X]`: group `g` has rows `begin[g]..end[g]`; 0: each has the first `rows` rows
         begin: Address,
-        /// u32 `[X]`
+        /// u32 `[X]`, or 0 likewise
         end: Address,
         /// f32 `[P, outputs]`; bf16 where gated
         y: Address,
+        /// Rows of a group where there is no `begin`.
+        rows: u32,
         /// Groups `X`, at most [`GROUPS`](super::GROUPS).
         groups: u32,
         /// Inputs, a multiple of 16.

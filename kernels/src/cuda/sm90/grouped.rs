@@ -21,6 +21,8 @@ pub enum Tokens {
 impl Tokens {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::T16, Self::T64, Self::T128, Self::T256];
+    /// Those that there are products in FP8 for.
+    pub const FP8: [Self; 3] = [Self::T16, Self::T64, Self::T128];
     /// What serves every number of rows where bits must not depend on it: see `cuda/sm90/README.md`.
     pub const EXACT: Self = Self::T128;
 
@@ -55,14 +57,14 @@ impl Tokens {
         }
     }
 
-    /// What takes the least time for one group, where bits may depend on the number of rows: the fewest operations, those of
+    /// What of these takes the least time for one group, where bits may depend on the number of rows: the fewest operations, those of
     /// absent rows and of multiprocessors without a tile included. Of equals the largest, which reads weights least often.
-    pub fn fastest(rows: usize, weight_rows: usize, multiprocessors: usize) -> Self {
+    pub fn fastest(among: &[Self], rows: usize, weight_rows: usize, multiprocessors: usize) -> Self {
         let cycles = |tokens: Self| {
             let turns = tokens.tiles(rows, weight_rows).div_ceil(multiprocessors * tokens.blocks_each());
             turns * tokens.blocks_each() * tokens.cycles()
         };
-        Self::ALL.into_iter().rev().min_by_key(|tokens| cycles(*tokens)).expect("there are some")
+        among.iter().rev().copied().min_by_key(|tokens| cycles(*tokens)).unwrap_or(Self::EXACT)
     }
 
     /// Cycles that a tile takes of a multiprocessor for 16 steps of the inner dimension: those of the products, or those in
@@ -157,13 +159,14 @@ mod tests {
 
     #[test]
     fn the_fastest_tiles_have_few_absent_rows_and_fill_the_chip() {
-        let fastest = |rows, weight_rows| Tokens::fastest(rows, weight_rows, 132);
+        let fastest = |rows, weight_rows| Tokens::fastest(&Tokens::ALL, rows, weight_rows, 132);
         for rows in [1, 16] {
             assert_eq!(fastest(rows, 5120), Tokens::T16, "{rows} rows");
         }
         assert_eq!(fastest(64, 5120), Tokens::T64, "few rows of many weights");
         assert_eq!(fastest(512, 5120), Tokens::T64, "larger tiles would be too few for the chip");
         assert_eq!(fastest(4096, 102_400), Tokens::T256, "enough of any");
+        assert_eq!(Tokens::fastest(&Tokens::FP8, 4096, 102_400, 132), Tokens::T128, "the largest that there is");
         assert_eq!(fastest(300, 102_400), Tokens::T64, "a third tile of 128 would be mostly absent");
         // Never slower than the tiles of exact mode.
         for (rows, weight_rows) in [(1, 64), (33, 3072), (100, 576), (129, 5120), (777, 12_288)] {

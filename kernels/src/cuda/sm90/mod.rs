@@ -9,7 +9,7 @@ pub mod maps;
 
 pub use attention::{LATENT, MlaItem, MlaSplits, QUERIES, ROPE, items, rows_together};
 pub use expanded::{MlaExpanded, expands};
-pub use fp8::{GroupedProductFp8, Quantize};
+pub use fp8::{FP8_BLOCK, GroupedProductFp8, Quantize, fits_fp8};
 pub use grouped::{GROUPS, GroupedHeads, GroupedProduct, Tokens};
 
 use super::kernel::{Address, Shape, kernel};

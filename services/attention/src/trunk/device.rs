@@ -30,7 +30,7 @@ impl TrunkSize {
         if !self.exact && !device.expands() {
             return Err(AttentionError::NotExpanding { device: device.numerics() });
         }
-        let weights = trunk_bytes(checkpoint, self.exact);
+        let weights = trunk_bytes(checkpoint, self.exact, device.fp8_weights());
         checkpoint.check_memory(weights)?;
         let cache = u64::from(self.blocks) * block_bytes(device, checkpoint.config());
         checkpoint.check_memory(weights + cache).map_err(|error| cache_refusal(error, weights, cache))

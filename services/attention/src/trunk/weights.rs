@@ -1,6 +1,6 @@
 //! The trunk's weights: taken over from a checkpoint into a device, tensor by tensor.
 
-use conclave_kernels::{Device, Ffn, Weight};
+use conclave_kernels::{Device, Ffn, Fp8Weights, Weight};
 use conclave_model::names::{self, FfnNames, LayerNames};
 use conclave_model::sizes::Part;
 use conclave_model::{Checkpoint, Loading, ModelConfig, Progress};
@@ -96,11 +96,18 @@ impl<D: Device> TrunkWeights<D> {
     }
 }
 
-/// Bytes of the trunk's tensors on a device that computes in bf16; of those that expand keys and values twice, unless the trunk is `exact`.
-pub(crate) fn trunk_bytes(checkpoint: &Checkpoint, exact: bool) -> u64 {
-    let once = checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed).map(|tensor| tensor.loaded_bytes);
-    let expanding = (0..if exact { 0 } else { checkpoint.config().layers })
-        .filter_map(|layer| checkpoint.loaded_bytes_of(&names::layer(layer).kv_b_proj()));
+/// Bytes of the trunk's tensors on a device that computes in bf16 and does this with matrices in FP8. Of what expands keys and
+/// values the matrices of heads and, unless the trunk is `exact`, the whole.
+pub(crate) fn trunk_bytes(checkpoint: &Checkpoint, exact: bool, fp8: Fp8Weights) -> u64 {
+    let trunk = checkpoint.tensors().filter(|tensor| tensor.part != Part::Routed);
+    let once = trunk.filter_map(|tensor| checkpoint.loaded_bytes_of(tensor.name, fp8));
+    let expanding = (0..if exact { 0 } else { checkpoint.config().layers }).filter_map(|layer| {
+        let name = names::layer(layer).kv_b_proj();
+        match fp8 {
+            Fp8Weights::Kept => checkpoint.bytes_of(&name),
+            Fp8Weights::Widened => checkpoint.loaded_bytes_of(&name, fp8),
+        }
+    });
     once.chain(expanding).sum()
 }
 
@@ -167,8 +174,8 @@ impl<D: Device> Loader<'_, D> {
         let (mut uk, mut uv) = (Vec::with_capacity(heads), Vec::with_capacity(heads));
         for head in 0..heads {
             let first = head * (nope + value);
-            uk.push(rows_of(&whole, first, nope).transpose());
-            uv.push(rows_of(&whole, first + nope, value));
+            uk.push(whole.slice(first, nope).transpose());
+            uv.push(whole.slice(first + nope, value));
         }
         let load = |heads: &[Weight<'_>]| self.device.load_heads(heads).map_err(AttentionError::device(name));
         let loaded = (load(&uk)?, load(&uv)?);
@@ -214,10 +221,4 @@ impl<D: Device> Loader<'_, D> {
     fn config(&self) -> &ModelConfig {
         self.loading.checkpoint().config()
     }
-}
-
-/// Some rows of a weight as a weight.
-fn rows_of<'a>(whole: &Weight<'a>, first: usize, rows: usize) -> Weight<'a> {
-    let row = whole.cols * whole.dtype.size();
-    Weight { data: &whole.data[first * row..(first + rows) * row], rows, ..*whole }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 #[cfg(feature = "cuda")]
 use conclave_kernels::cuda::{Cuda, CudaError, CudaRates, Gpu, GpuOptions, Graphs};
-use conclave_kernels::{Cpu, CpuRates, Isa, Pool, RateProbe, Reference};
+use conclave_kernels::{Cpu, CpuRates, Fp8Weights, Isa, Pool, RateProbe, Reference};
 
 #[cfg(not(feature = "cuda"))]
 const WITHOUT_CUDA: &str =
@@ -25,6 +25,16 @@ pub enum DeviceKind {
     Cpu,
     /// One NVIDIA GPU, in bf16; needs a build with the feature cuda, the driver's libcuda and the GPU.
     Cuda,
+}
+
+impl DeviceKind {
+    /// What becomes of weights in FP8 on such a device.
+    pub fn fp8_weights(self) -> Fp8Weights {
+        match self {
+            Self::Reference | Self::Cpu => Fp8Weights::Widened,
+            Self::Cuda => Fp8Weights::Kept,
+        }
+    }
 }
 
 /// What computes, and on how many threads.

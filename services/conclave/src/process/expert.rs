@@ -8,6 +8,7 @@ use conclave_cluster::{
     CellChoice, CellShape, ClusterView, Loads, MakeMember, Member, MemberState, Registration, Role, choose,
 };
 use conclave_expert::ExpertConfig;
+use conclave_kernels::Fp8Weights;
 use conclave_model::Checkpoint;
 use conclave_serve::{
     State,
@@ -20,7 +21,7 @@ use super::{
     DeviceArgs, ModelArgs,
     checkpoint::blocking,
     device::AnyDevice,
-    expert_node::{ExpertNode, numerics},
+    expert_node::{ExpertNode, fp8_weights, numerics},
     host::{self, Host, HostArgs},
     member,
     payload::PayloadArgs,
@@ -80,7 +81,7 @@ async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
         ..member::record(instance, Role::Expert, address, &checkpoint, numerics(&device))
     };
     let choice = args.shard.clone().unwrap_or_else(|| args.cells.clone());
-    let claim = claim(record, choice, &checkpoint)?;
+    let claim = claim(record, choice, &checkpoint, fp8_weights(&device))?;
 
     let Some(membership) = member::connect(&args.cluster, &host).await? else { return host.end().await };
     let registration = membership.register(claim).await?;
@@ -102,13 +103,13 @@ async fn live(args: &ExpertArgs, instance: &str) -> Result<()> {
 ///
 /// # Errors
 /// When the model has no experts, or not the cells that are asked for.
-fn claim(record: Member, choice: CellChoice, checkpoint: &Arc<Checkpoint>) -> Result<MakeMember> {
+fn claim(record: Member, choice: CellChoice, checkpoint: &Arc<Checkpoint>, fp8: Fp8Weights) -> Result<MakeMember> {
     let groups = checkpoint.config().cell_groups();
     if groups == 0 {
         anyhow::bail!("{}: every layer is dense, there are no experts to serve", checkpoint.dir().display());
     }
     let shape = CellShape { groups: u32::try_from(groups)?, spans: 1 };
-    let fits = checkpoint.cells_that_fit();
+    let fits = checkpoint.cells_that_fit(fp8);
     // What is wrong whoever else is there is said before anybody is waited for.
     choose(&choice, shape, &ClusterView::default(), &Loads::new(), fits)?;
     Ok(Arc::new(move |view| {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use conclave_cluster::MemberState;
 use conclave_dispatch::ShardLink;
 use conclave_expert::{ExpertConfig, ExpertService};
-use conclave_kernels::Device;
+use conclave_kernels::{Device, Fp8Weights};
 use conclave_model::{Checkpoint, Progress};
 use conclave_proto::CellId;
 use conclave_serve::{Lane, metrics::Startup};
@@ -84,6 +84,11 @@ impl ExpertNode {
     pub async fn drain(&self) {
         (self.drain)().await;
     }
+}
+
+/// What becomes of weights in FP8 on a device.
+pub fn fp8_weights(device: &AnyDevice) -> Fp8Weights {
+    on_device!(device, device => device.fp8_weights())
 }
 
 /// Numerics id of a device.

@@ -19,6 +19,6 @@ pub mod serve;
 
 pub use attention_node::AttentionArgs;
 pub use checkpoint::{ModelArgs, blocking};
-pub use device::DeviceArgs;
+pub use device::{DeviceArgs, DeviceKind};
 pub use front::FrontArgs;
 pub use range::range;

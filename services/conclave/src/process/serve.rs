@@ -14,6 +14,7 @@ use conclave_serve::{State, args::LogArgs, listen, telemetry};
 
 use super::{
     AttentionArgs, DeviceArgs, FrontArgs, ModelArgs,
+    expert_node::fp8_weights,
     host::Host,
     in_process::{InProcess, SHARDS, Settings, Shown},
     member,
@@ -63,7 +64,7 @@ async fn live(args: &ServeArgs) -> Result<()> {
     let (http_address, grpc_address) = (http.local_addr()?, grpc.local_addr()?);
     let entrance = host.serve_entrance(http);
     let checkpoint = args.model.open().await?;
-    checkpoint.check_memory(checkpoint.total_bytes())?;
+    checkpoint.check_memory(checkpoint.loaded_bytes(fp8_weights(&device)))?;
     let model = args.front.model(&checkpoint)?;
     args.attention.check(args.front.context, &device, &checkpoint)?;
 

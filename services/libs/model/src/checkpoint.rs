@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use conclave_kernels::{Dtype, Weight};
+use conclave_kernels::{BlockScales, Dtype, Fp8Weights, Weight};
 use half::bf16;
 
 use crate::config::GateMethod;
 use crate::location::{Located, locate};
-use crate::quantised::Quantised;
 use crate::sizes::Part;
 use crate::sources::Sources;
 use crate::sys::Mapping;
@@ -37,16 +36,16 @@ pub struct Checkpoint {
 pub struct TensorInfo<'a> {
     /// Name in the file.
     pub name: &'a str,
-    /// Element type in the file; of quantised weights, the one that they are widened to.
+    /// Element type in the file; of weights in FP8, the one that they are widened to.
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: &'a [usize],
     /// Bytes in the file.
     pub bytes: u64,
-    /// Bytes that it takes on a device that computes in bf16: none of the scales of quantised weights.
-    pub loaded_bytes: u64,
-    /// Whether it holds the scales of a quantised weight, which is loaded with them.
+    /// Whether it holds the scales of a weight in FP8, which is loaded with them.
     pub is_scales: bool,
+    /// Whether it is in FP8.
+    pub is_fp8: bool,
     /// Part of the model.
     pub part: Part,
     /// Where it begins: number of the file, first byte.
@@ -103,25 +102,26 @@ impl Checkpoint {
         &self.fingerprint
     }
 
-    /// A tensor of one or two dimensions as a matrix (one: `[n, 1]`): as it lies in the file, at any alignment, or, if it is
-    /// quantised, in f32 in `memory`.
+    /// A tensor of one or two dimensions as a matrix (one: `[n, 1]`): as it lies in the file, at any alignment, with its scales if
+    /// it is in FP8.
     ///
     /// # Errors
     /// When there is no such tensor or it has other dimensions.
-    pub fn weight<'a>(&'a self, name: &str, memory: &'a mut Vec<u8>) -> Result<Weight<'a>, ModelError> {
+    pub fn weight(&self, name: &str) -> Result<Weight<'_>, ModelError> {
         let location = self.location(name)?;
         let (rows, cols) = match location.shape.as_slice() {
             &[rows, cols] => (rows, cols),
             &[rows] => (rows, 1),
             found => return Err(rank(name, found, "one or two dimensions")),
         };
-        let mut data = self.bytes(location);
-        if let Form::Quantised(block) = location.form {
-            let scales = self.bytes(self.location(&names::scales(name))?);
-            Quantised { values: data, scales, cols, block }.widen(memory);
-            data = memory;
-        }
-        Ok(Weight { dtype: location.dtype, data, rows, cols, transposed: false })
+        let scales = match location.form {
+            Form::Plain | Form::Scales => None,
+            Form::Quantised(block) => {
+                let scales = self.bytes(self.location(&names::scales(name))?);
+                Some(BlockScales::new(scales, (block.rows, block.cols)))
+            }
+        };
+        Ok(Weight { dtype: location.dtype, data: self.bytes(location), rows, cols, transposed: false, scales })
     }
 
     /// A tensor of one dimension, as f32.
@@ -137,13 +137,14 @@ impl Checkpoint {
     }
 
     /// Bytes of a tensor in its file, with those of its scales.
-    pub(crate) fn bytes_of(&self, name: &str) -> Option<u64> {
+    pub fn bytes_of(&self, name: &str) -> Option<u64> {
         self.tensors.contains_key(name).then(|| self.with_scales(name).map(|at| at.bytes).sum())
     }
 
-    /// Bytes that a tensor takes on a device that computes in bf16.
-    pub fn loaded_bytes_of(&self, name: &str) -> Option<u64> {
-        self.tensors.get(name).map(Location::loaded_bytes)
+    /// Bytes that a tensor takes on a device that computes in bf16 and does this with matrices in FP8. Scales of those that are
+    /// widened take none. What expands keys and values is split into a matrix a head, and these are widened everywhere.
+    pub fn loaded_bytes_of(&self, name: &str, fp8: Fp8Weights) -> Option<u64> {
+        self.tensors.get(name).map(|at| loaded_bytes(name, at, fp8))
     }
 
     /// Has a tensor read from storage, without waiting for it.
@@ -177,14 +178,19 @@ impl Checkpoint {
             dtype: at.dtype,
             shape: &at.shape,
             bytes: at.bytes,
-            loaded_bytes: at.loaded_bytes(),
             is_scales: at.form == Form::Scales,
+            is_fp8: matches!(at.form, Form::Quantised(_)),
             part: at.part,
             place: (at.shard, at.begin),
         })
     }
 
-    /// Bytes of all tensors.
+    /// Bytes that all tensors take on a device that does this with matrices in FP8.
+    pub fn loaded_bytes(&self, fp8: Fp8Weights) -> u64 {
+        self.tensors.iter().map(|(name, at)| loaded_bytes(name, at, fp8)).sum()
+    }
+
+    /// Bytes of all tensors in their files.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|at| at.bytes).sum()
     }
@@ -202,10 +208,11 @@ impl Checkpoint {
         }
     }
 
-    /// Bytes of one cell on a device that computes in bf16: one group's experts of all layers. 0 where every layer is dense.
-    pub fn cell_bytes(&self) -> u64 {
+    /// Bytes of one cell on a device that does this with matrices in FP8: one group's experts of all layers. 0 where every layer
+    /// is dense.
+    pub fn cell_bytes(&self, fp8: Fp8Weights) -> u64 {
         let routed = self.tensors.values().filter(|at| at.part == Part::Routed);
-        routed.map(Location::loaded_bytes).sum::<u64>() / self.config.cell_groups().max(1) as u64
+        routed.map(|at| at.loaded_bytes(fp8)).sum::<u64>() / self.config.cell_groups().max(1) as u64
     }
 
     /// The bias of each gate's choice `[E]`, by absolute layer; empty where there is none.
@@ -219,8 +226,8 @@ impl Checkpoint {
     }
 
     /// How many cells fit into the memory that is left; `usize::MAX` where nothing says how much that is.
-    pub fn cells_that_fit(&self) -> usize {
-        let fits = |left: memory::AvailableMemory| left.bytes / self.cell_bytes().max(1);
+    pub fn cells_that_fit(&self, fp8: Fp8Weights) -> usize {
+        let fits = |left: memory::AvailableMemory| left.bytes / self.cell_bytes(fp8).max(1);
         available_memory().map_or(usize::MAX, |left| usize::try_from(fits(left)).unwrap_or(usize::MAX))
     }
 
@@ -247,6 +254,10 @@ impl Checkpoint {
         }
         Ok(())
     }
+}
+
+fn loaded_bytes(name: &str, at: &Location, fp8: Fp8Weights) -> u64 {
+    at.loaded_bytes(if names::is_of_heads(name) { Fp8Weights::Widened } else { fp8 })
 }
 
 fn rank(name: &str, found: &[usize], expected: &'static str) -> ModelError {

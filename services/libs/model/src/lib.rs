@@ -12,7 +12,6 @@ mod location;
 mod memory;
 pub mod names;
 mod progress;
-mod quantised;
 mod rotary;
 pub mod sizes;
 mod sources;

@@ -19,8 +19,6 @@ pub struct Loading<'a> {
     ahead: u64,
     done: u64,
     total: u64,
-    /// The quantised tensor in use, widened.
-    memory: Vec<u8>,
 }
 
 impl<'a> Loading<'a> {
@@ -30,7 +28,7 @@ impl<'a> Loading<'a> {
         let sized = |name: String| Some((checkpoint.bytes_of(&name)?, name)).map(|(bytes, name)| (name, bytes));
         let order: Vec<(String, u64)> = order.into_iter().filter_map(sized).collect();
         let total = order.iter().map(|(_, bytes)| bytes).sum();
-        Self { checkpoint, progress, order, asked: (0, 0), ahead: AHEAD, done: 0, total, memory: Vec::new() }
+        Self { checkpoint, progress, order, asked: (0, 0), ahead: AHEAD, done: 0, total }
     }
 
     /// The checkpoint.
@@ -42,9 +40,9 @@ impl<'a> Loading<'a> {
     ///
     /// # Errors
     /// When there is no such tensor or it has other dimensions.
-    pub fn weight(&mut self, name: &str) -> Result<Weight<'_>, ModelError> {
+    pub fn weight(&mut self, name: &str) -> Result<Weight<'a>, ModelError> {
         self.read_ahead();
-        self.checkpoint.weight(name, &mut self.memory)
+        self.checkpoint.weight(name)
     }
 
     /// A tensor of one dimension, as f32: at once taken over.
@@ -96,8 +94,7 @@ mod tests {
         let order = names.iter().cloned().chain(["no such tensor".to_owned()]);
         let mut loading = Loading { ahead: 100, ..Loading::new(&checkpoint, &progress, order) };
         for (used, name) in names.iter().enumerate() {
-            let mut memory = Vec::new();
-            let before = checkpoint.weight(name, &mut memory).unwrap();
+            let before = checkpoint.weight(name).unwrap();
             assert_eq!(loading.weight(name).unwrap().data, before.data);
             let (asked, bytes) = loading.asked;
             assert!(asked > used, "{name} was not asked for");

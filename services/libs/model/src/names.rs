@@ -15,9 +15,17 @@ pub fn lm_head() -> String {
     "lm_head.weight".into()
 }
 
+/// How the names of scales end.
+pub(crate) const SCALES: &str = "_scale_inv";
+
 /// The scales of an FP8 weight, one a block of 128 × 128: they multiply, despite their name.
 pub fn scales(weight: &str) -> String {
-    format!("{weight}_scale_inv")
+    format!("{weight}{SCALES}")
+}
+
+/// Whether a tensor is, or scales, what expands keys and values, which devices get as one matrix a head.
+pub fn is_of_heads(name: &str) -> bool {
+    name.contains(".kv_b_proj.")
 }
 
 /// Tensors of decoder layer `layer`.

@@ -2,15 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use crate::ModelConfig;
+use conclave_kernels::Dtype;
+
 use crate::sizes::{Part, Sizes};
 use crate::tensors::{Shard, ignored};
+use crate::{ModelConfig, names};
 
 /// Elements and bytes of a checkpoint's tensors, part by part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoredSizes {
     elements: [u64; Part::ALL.len()],
     bytes: [u64; Part::ALL.len()],
+    /// Bytes of the matrices that devices get as one a head as far as they are in FP8, and of their scales.
+    heads: [u64; 2],
     /// Tensors, those of no part included.
     pub tensors: usize,
     /// Bytes of tensors that serving does not read: rotary frequencies, layers for speculation, unknown ones.
@@ -31,12 +35,26 @@ impl StoredSizes {
                 Some(part) => {
                     sizes.elements[part as usize] += entry.shape.iter().product::<u64>();
                     sizes.bytes[part as usize] += bytes;
+                    sizes.count_heads(&entry.name, entry.dtype, bytes);
                 }
             }
             sizes.tensors += 1;
             *sizes.dtypes.entry(entry.dtype).or_default() += bytes;
         }
         sizes
+    }
+
+    fn count_heads(&mut self, name: &str, dtype: &str, bytes: u64) {
+        let scales = name.ends_with(names::SCALES);
+        if names::is_of_heads(name) && (scales || dtype == "F8_E4M3") {
+            self.heads[usize::from(scales)] += bytes;
+        }
+    }
+
+    /// Bytes that are added by widening what devices get as one matrix a head, which those do that keep FP8, too.
+    pub fn widened_heads(&self) -> u64 {
+        let [values, scales] = self.heads;
+        (values * (Dtype::Bf16.size() as u64 - 1)).saturating_sub(scales)
     }
 
     /// Elements of one part, scales of quantised weights included.

@@ -73,7 +73,7 @@ pub(crate) fn write(dir: &Path, config: &ModelConfig, tensors: &[Stored]) {
 
 /// A matrix of a checkpoint, as devices get it.
 pub(crate) fn data(checkpoint: &Checkpoint, name: &str) -> Vec<u8> {
-    checkpoint.weight(name, &mut Vec::new()).unwrap().data.to_vec()
+    checkpoint.weight(name).unwrap().data.to_vec()
 }
 
 /// A directory below the repository's fixtures, if it is there.

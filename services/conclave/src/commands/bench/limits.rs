@@ -13,7 +13,7 @@
 //!
 //! What is used by every token may stay in a large last-level cache; the limit does not know of that.
 
-use conclave_kernels::Dtype;
+use conclave_kernels::{Dtype, Fp8Weights};
 use conclave_model::{
     Checkpoint, ModelConfig,
     sizes::{Part, Sizes},
@@ -55,24 +55,39 @@ impl Rates {
 pub struct Costs {
     config: ModelConfig,
     sizes: Sizes,
-    weight: Dtype,
+    /// Of each part's weights, as the device keeps them.
+    part_bytes: [f64; Part::ALL.len()],
     latent: Dtype,
 }
 
 impl Costs {
     /// Of a model with weights and latents of these types.
     pub fn new(config: &ModelConfig, weight: Dtype, latent: Dtype) -> Self {
-        Self { config: config.clone(), sizes: Sizes::of(config), weight, latent }
+        let sizes = Sizes::of(config);
+        let part_bytes = Part::ALL.map(|part| sizes.part_bytes(part, weight) as f64);
+        Self { config: config.clone(), sizes, part_bytes, latent }
     }
 
-    /// Of a checkpoint on the device with this numerics id: the reference device keeps weights as stored and latents in
-    /// f32, all others have bf16 for both.
+    /// Of a checkpoint on the device with this numerics id: the reference device keeps weights as stored (those in FP8 in f32) and
+    /// latents in f32, all others have bf16 for both; CUDA keeps matrices in FP8 as they are.
     pub fn on(checkpoint: &Checkpoint, numerics: &str) -> Self {
         let stored = || checkpoint.tensors().find(|tensor| tensor.part == Part::LmHead).map(|tensor| tensor.dtype);
-        match numerics.starts_with("reference") {
-            true => Self::new(checkpoint.config(), stored().unwrap_or(Dtype::F32), Dtype::F32),
-            false => Self::new(checkpoint.config(), Dtype::Bf16, Dtype::Bf16),
+        if numerics.starts_with("reference") {
+            return Self::new(checkpoint.config(), stored().unwrap_or(Dtype::F32), Dtype::F32);
         }
+        let costs = Self::new(checkpoint.config(), Dtype::Bf16, Dtype::Bf16);
+        if !numerics.starts_with("cuda") {
+            return costs;
+        }
+        let mut part_bytes = [0.0; Part::ALL.len()];
+        for tensor in checkpoint.tensors() {
+            let elements = tensor.shape.iter().product::<usize>();
+            let bf16 = (elements * Dtype::Bf16.size()) as u64;
+            let kept = tensor.is_fp8 || tensor.is_scales;
+            let of_fp8 = || checkpoint.loaded_bytes_of(tensor.name, Fp8Weights::Kept);
+            part_bytes[tensor.part as usize] += kept.then(of_fp8).flatten().unwrap_or(bf16) as f64;
+        }
+        Self { part_bytes, ..costs }
     }
 
     /// One step that draws a token for each of `streams` sequences of `context` tokens.
@@ -81,7 +96,7 @@ impl Costs {
         let latents = rows * context * self.sizes.latent_bytes(self.latent) as f64;
         let per_token = self.sizes.activated - self.sizes.part(Part::Embed);
         Work {
-            bytes: self.bytes(self.trunk() + self.routed(streams) + rows * self.config.hidden as f64) + latents,
+            bytes: self.trunk() + self.routed(streams) + rows * self.row() + latents,
             flops: 2.0 * rows * per_token as f64 + rows * context * self.absorbed(),
         }
     }
@@ -92,16 +107,13 @@ impl Costs {
         let per_token = self.sizes.activated - self.sizes.part(Part::Embed) - self.sizes.part(Part::LmHead);
         let pairs = rows * (rows + 1.0) / 2.0;
         let flops = 2.0 * rows * per_token as f64 + 2.0 * self.sizes.part(Part::LmHead) as f64;
-        Work {
-            bytes: self.bytes(self.trunk() + self.routed(tokens) + rows * self.config.hidden as f64),
-            flops: flops + pairs * self.expanded(),
-        }
+        Work { bytes: self.trunk() + self.routed(tokens) + rows * self.row(), flops: flops + pairs * self.expanded() }
     }
 
     /// The routed experts of one layer for one token.
     pub fn layer_call(&self) -> Work {
-        let parameters = (self.config.experts_per_token as u64 * self.sizes.expert) as f64;
-        Work { bytes: self.bytes(parameters), flops: 2.0 * parameters }
+        let chosen = self.config.experts_per_token as f64;
+        Work { bytes: chosen * self.expert(), flops: 2.0 * chosen * self.sizes.expert as f64 }
     }
 
     /// The model.
@@ -116,23 +128,30 @@ impl Costs {
 
     /// Bytes of all weights.
     pub fn total_bytes(&self) -> f64 {
-        self.bytes(self.sizes.total() as f64)
+        self.part_bytes.iter().sum()
     }
 
-    fn bytes(&self, parameters: f64) -> f64 {
-        parameters * self.weight.size() as f64
-    }
-
-    /// Parameters that every step reads.
+    /// Bytes that every step reads.
     fn trunk(&self) -> f64 {
-        (self.sizes.total() - self.sizes.part(Part::Embed) - self.sizes.part(Part::Routed)) as f64
+        self.total_bytes() - self.part_bytes[Part::Embed as usize] - self.part_bytes[Part::Routed as usize]
     }
 
-    /// Parameters of the routed experts that `rows` tokens are expected to choose.
+    /// Bytes of a row of the embedding.
+    fn row(&self) -> f64 {
+        self.part_bytes[Part::Embed as usize] / self.config.vocab as f64
+    }
+
+    /// Bytes of a routed expert in one layer.
+    fn expert(&self) -> f64 {
+        let experts = self.config.routed_experts.unwrap_or(0) * self.config.moe_layers().count();
+        self.part_bytes[Part::Routed as usize] / experts.max(1) as f64
+    }
+
+    /// Bytes of the routed experts that `rows` tokens are expected to choose.
     fn routed(&self, rows: usize) -> f64 {
         let experts = self.config.routed_experts.unwrap_or(0);
         let distinct = expected_experts(experts, self.config.experts_per_token, rows);
-        self.config.moe_layers().count() as f64 * distinct * self.sizes.expert as f64
+        self.config.moe_layers().count() as f64 * distinct * self.expert()
     }
 
     /// Operations of the absorbed attention core for one (query, key) pair, over all layers.

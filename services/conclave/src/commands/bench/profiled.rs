@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use conclave_kernels::{
-    Device, Dtype, ExpertRows, Ffn, FoundToken, KernelError, LatentWrite, Mla, MlaShape, NotShared, RotaryTable,
-    RowSpan, StepRows, TokenAsk, Weight,
+    Device, Dtype, ExpertRows, Ffn, FoundToken, Fp8Weights, KernelError, LatentWrite, Mla, MlaShape, NotShared,
+    RotaryTable, RowSpan, StepRows, TokenAsk, Weight,
 };
 
 use super::{
@@ -178,6 +178,10 @@ impl<D: Device> Device for Profiled<D> {
 
     fn numerics(&self) -> String {
         self.device.numerics()
+    }
+
+    fn fp8_weights(&self) -> Fp8Weights {
+        self.device.fp8_weights()
     }
 
     fn load_matrix(&self, weight: Weight<'_>) -> Result<D::Matrix, KernelError> {

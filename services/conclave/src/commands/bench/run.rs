@@ -62,7 +62,7 @@ async fn in_process<D: Device>(args: &BenchArgs, device: &Arc<D>, machine: Machi
     machine::forget_peak_memory();
     let started = Instant::now();
     let checkpoint = args.model.open().await?;
-    checkpoint.check_memory(checkpoint.total_bytes())?;
+    checkpoint.check_memory(checkpoint.loaded_bytes(device.fp8_weights()))?;
     let progress = Progress::new();
     progress.begin(&format!("loading {}", checkpoint.name()), 1);
     let recorder = args.profile.then(Arc::<Recorder>::default);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use conclave_kernels::Fp8Weights;
 use conclave_model::{AvailableMemory, FileUse, GenerationDefaults, ModelConfig, Survey, SurveyedFile, Text};
 use serde::{Serialize, Serializer};
 use serde_json::Value;
@@ -85,10 +86,10 @@ pub struct FileEntry {
 }
 
 impl Report {
-    /// Reports on a survey, for a machine with so much memory.
-    pub fn new(survey: &Survey, memory: Option<AvailableMemory>) -> Self {
+    /// Reports on a survey, for a machine with so much memory and a device that does this with matrices in FP8.
+    pub fn new(survey: &Survey, memory: Option<AvailableMemory>, fp8: Fp8Weights) -> Self {
         let config = survey.config.as_ref();
-        let figures = config.map(|config| Figures::new(config, &survey.stored));
+        let figures = config.map(|config| Figures::new(config, &survey.stored, fp8));
         let memory = figures.as_ref().zip(memory).map(|(figures, memory)| Memory::new(figures, memory));
         Self {
             model: survey.name.clone(),
@@ -98,7 +99,7 @@ impl Report {
             problems: survey.problems.len(),
             config: survey.config.clone(),
             weights: Weights::new(survey),
-            parts: config.map_or_else(|| stored_parts(&survey.stored), |config| parts(config, &survey.stored)),
+            parts: config.map_or_else(|| stored_parts(&survey.stored), |config| parts(config, &survey.stored, fp8)),
             figures,
             memory,
             tokenizer: survey.text.as_ref().map(Tokenizer::new),
@@ -190,13 +191,14 @@ pub mod tests {
 
     #[test]
     fn without_a_configuration_there_are_no_figures() {
-        let report = Report::new(&survey(None), memory(1));
+        let report = Report::new(&survey(None), memory(1), Fp8Weights::Widened);
         assert!(report.figures.is_none() && report.memory.is_none() && report.parts.is_empty());
     }
 
     #[test]
     fn json_has_the_configuration_as_a_document() {
-        let json = serde_json::to_value(Report::new(&survey(Some(Preset::Tiny.config())), None)).unwrap();
+        let json =
+            serde_json::to_value(Report::new(&survey(Some(Preset::Tiny.config())), None, Fp8Weights::Widened)).unwrap();
         assert_eq!(json["config"]["n_routed_experts"], 32);
         assert_eq!(json["figures"]["basis"], "bf16");
         assert_eq!(json["memory"], Value::Null);

@@ -203,13 +203,14 @@ fn files(files: &[FileEntry], weights: &Weights) -> Vec<(&'static str, String)> 
 
 #[cfg(test)]
 mod tests {
+    use conclave_kernels::Fp8Weights;
     use conclave_model::synth::Preset;
 
     use super::super::checkpoint::tests::{memory, survey};
     use super::*;
 
     fn text(config: Option<ModelConfig>) -> String {
-        render(&Report::new(&survey(config), memory(10_000_000_000)), 80, Style::PLAIN)
+        render(&Report::new(&survey(config), memory(10_000_000_000), Fp8Weights::Widened), 80, Style::PLAIN)
     }
 
     #[test]
@@ -234,7 +235,7 @@ mod tests {
 
     #[test]
     fn reasons_stand_at_the_end_and_what_is_not_known_is_left_out() {
-        let mut report = Report::new(&survey(None), None);
+        let mut report = Report::new(&survey(None), None, Fp8Weights::Widened);
         (report.servable, report.refused) = (false, vec!["config.json: line 1: broken".into()]);
         let text = render(&report, 80, Style::PLAIN);
         assert!(text.ends_with("\n\nrefused: config.json: line 1: broken\n"), "{text}");

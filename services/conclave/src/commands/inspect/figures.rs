@@ -1,6 +1,6 @@
 //! What an architecture comes to in parameters, bytes and memory. Pure.
 
-use conclave_kernels::{Cpu, Device, Dtype};
+use conclave_kernels::{Cpu, Device, Dtype, Fp8Weights};
 use conclave_model::{
     AvailableMemory, ModelConfig, StoredSizes,
     sizes::{Part, Sizes},
@@ -13,9 +13,9 @@ const GIB: u64 = 1 << 30;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
-    /// As the files have them.
+    /// As the files have them, and so does the device.
     Stored,
-    /// As bf16 would, since not all of the files are there.
+    /// As bf16 would, since not all of the files are there or the device widens them.
     Bf16,
 }
 
@@ -64,9 +64,11 @@ pub struct Memory {
 }
 
 /// The parts of an architecture; those it does not have are left out.
-pub fn parts(config: &ModelConfig, stored: &StoredSizes) -> Vec<PartSize> {
+pub fn parts(config: &ModelConfig, stored: &StoredSizes, fp8: Fp8Weights) -> Vec<PartSize> {
     let sizes = Sizes::of(config);
-    let bytes = |part| match Basis::of(config, &sizes, stored) {
+    let basis = Basis::of(config, &sizes, stored, fp8);
+    let bytes = |part| match basis {
+        Basis::Stored if part == Part::Attention => stored.part_bytes(part) + stored.widened_heads(),
         Basis::Stored => stored.part_bytes(part),
         Basis::Bf16 => sizes.part_bytes(part, Dtype::Bf16),
     };
@@ -90,17 +92,18 @@ fn part_sizes(parameters: impl Fn(Part) -> u64, bytes: impl Fn(Part) -> u64) -> 
 }
 
 impl Basis {
-    /// Quantised weights are widened when they are loaded.
-    fn of(config: &ModelConfig, sizes: &Sizes, stored: &StoredSizes) -> Self {
-        if config.quantization.is_none() && stored.covers(sizes) { Self::Stored } else { Self::Bf16 }
+    fn of(config: &ModelConfig, sizes: &Sizes, stored: &StoredSizes, fp8: Fp8Weights) -> Self {
+        let as_they_are = config.quantization.is_none() || fp8 == Fp8Weights::Kept;
+        if as_they_are && stored.covers(sizes) { Self::Stored } else { Self::Bf16 }
     }
 }
 
 impl Figures {
-    /// Counts in stored bytes where all tensors are there and are used as they are, else in bf16.
-    pub fn new(config: &ModelConfig, stored: &StoredSizes) -> Self {
+    /// Counts in stored bytes where all tensors are there and are used as they are (but for those that every device widens), else
+    /// in bf16.
+    pub fn new(config: &ModelConfig, stored: &StoredSizes, fp8: Fp8Weights) -> Self {
         let sizes = Sizes::of(config);
-        let basis = Basis::of(config, &sizes, stored);
+        let basis = Basis::of(config, &sizes, stored, fp8);
         let wide = |parameters: u64| parameters * Dtype::Bf16.size() as u64;
         let (bytes, routed, expert, cell, decoded) = match basis {
             Basis::Bf16 => {
@@ -109,7 +112,9 @@ impl Figures {
             }
             Basis::Stored => {
                 let (routed, cell) = (stored.part_bytes(Part::Routed), stored.cell_bytes(config));
-                (stored.total_bytes(), routed, stored.expert_bytes(config), cell, stored.decoded_bytes(config))
+                let [total, decoded] =
+                    [stored.total_bytes(), stored.decoded_bytes(config)].map(|bytes| bytes + stored.widened_heads());
+                (total, routed, stored.expert_bytes(config), cell, decoded)
             }
         };
         let latent = sizes.latent_bytes(Dtype::Bf16);
@@ -160,7 +165,7 @@ mod tests {
     #[test]
     fn v2_lite_has_the_published_figures() {
         let (config, nothing) = (Preset::V2Lite.config(), StoredSizes::default());
-        let figures = Figures::new(&config, &nothing);
+        let figures = Figures::new(&config, &nothing, Fp8Weights::Widened);
         assert_eq!((figures.basis, figures.parameters, figures.bytes), (Basis::Bf16, 15_706_484_224, 31_412_968_448));
         assert_eq!((figures.expert_bytes, figures.cells, figures.cell_experts), (17_301_504, 8, 8));
         assert_eq!((figures.activated_parameters, figures.decoded_bytes), (2_661_150_208, 4_902_874_112));
@@ -168,17 +173,20 @@ mod tests {
         assert_eq!(figures.trunk_bytes + 8 * figures.cell_bytes, figures.bytes);
         let memory = Memory::new(&figures, memory(10_000_000_000));
         assert_eq!((memory.fits, memory.cells_that_fit), (false, 2));
-        assert!((parts(&config, &nothing).iter().map(|part| part.share).sum::<f64>() - 1.0).abs() < 1e-9);
+        assert!(
+            (parts(&config, &nothing, Fp8Weights::Widened).iter().map(|part| part.share).sum::<f64>() - 1.0).abs()
+                < 1e-9
+        );
     }
 
     #[test]
     fn a_model_without_experts_has_no_cells() {
         let dense = ModelConfig { routed_experts: None, experts_per_token: 0, ..Preset::Tiny.config() };
         let nothing = StoredSizes::default();
-        let figures = Figures::new(&dense, &nothing);
+        let figures = Figures::new(&dense, &nothing, Fp8Weights::Widened);
         let memory = Memory::new(&figures, memory(u64::MAX));
         assert_eq!((figures.cells, figures.cell_bytes, figures.trunk_bytes), (0, 0, figures.bytes));
         assert_eq!((memory.fits, memory.cells_that_fit), (true, 0));
-        assert!(!parts(&dense, &nothing).iter().any(|part| part.part == "routed experts"));
+        assert!(!parts(&dense, &nothing, Fp8Weights::Widened).iter().any(|part| part.part == "routed experts"));
     }
 }

@@ -19,7 +19,7 @@ use conclave_serve::args::endpoint;
 use serde::Serialize;
 
 use super::print::{self, Style};
-use crate::process::{ModelArgs, blocking};
+use crate::process::{DeviceKind, ModelArgs, blocking};
 use checkpoint::Report;
 
 pub use architecture::architecture;
@@ -36,6 +36,9 @@ pub struct InspectArgs {
     /// Checkpoint: a directory, or org/name in the local Hugging Face cache [default: the bundled demo checkpoint].
     #[arg(env = "CONCLAVE_MODEL", value_name = "MODEL")]
     model: Option<String>,
+    /// Device whose memory the weights are counted for: matrices in FP8 stay so on cuda, and are widened to bf16 elsewhere.
+    #[arg(long, env = "CONCLAVE_DEVICE", value_enum, default_value = "cpu")]
+    device: DeviceKind,
     /// Show a running cluster instead of a checkpoint: gRPC address of a router, http://host:port or host:port.
     #[arg(long, value_name = "URL", value_parser = endpoint)]
     cluster: Option<String>,
@@ -67,7 +70,8 @@ pub async fn run(args: InspectArgs) -> Result<()> {
 
 async fn checkpoint(args: &InspectArgs) -> Result<()> {
     let location = ModelArgs { model: args.model.clone() }.location()?;
-    let look = move || Ok(Report::new(&Survey::of(&location)?, available_memory()));
+    let fp8 = args.device.fp8_weights();
+    let look = move || Ok(Report::new(&Survey::of(&location)?, available_memory(), fp8));
     let report = blocking("look at the checkpoint", look).await?;
     let text =
         if args.json { pretty(&report)? } else { checkpoint_text::render(&report, args.width, Style::of_stdout()) };

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Result;
 use clap::Args;
+use conclave_kernels::Fp8Weights;
 use conclave_model::{
     StoredSizes,
     sizes::Sizes,
@@ -106,11 +107,11 @@ impl Watch for Watcher {
 
 fn sizes(plan: &Written, style: Style) -> String {
     let stored = StoredSizes::default();
-    let figures = Figures::new(&plan.config, &stored);
+    let figures = Figures::new(&plan.config, &stored, Fp8Weights::Widened);
     let list = |entries: &[(&str, String)]| fields(entries, NAMES, print::WIDTH, style);
     let mut figures = size_figures(&figures);
     figures.push(("on disk", format!("{} in {}, in bf16", bytes(plan.bytes), files(plan.files))));
-    let table = parts_table(&parts(&plan.config, &stored), print::WIDTH, style);
+    let table = parts_table(&parts(&plan.config, &stored, Fp8Weights::Widened), print::WIDTH, style);
     format!("{}\n{table}\n{}", list(&architecture(&plan.config)), list(&figures))
 }
 

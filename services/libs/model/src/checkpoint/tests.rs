@@ -58,8 +58,7 @@ fn bump(tensors: &mut [Stored], name: &str) {
 fn tensors_read_as_they_were_written() {
     let checkpoint = edited(|_| ()).unwrap();
     for stored in testing::tensors(&small()) {
-        let mut memory = Vec::new();
-        let weight = checkpoint.weight(&stored.name, &mut memory).unwrap();
+        let weight = checkpoint.weight(&stored.name).unwrap();
         assert_eq!((weight.data, weight.dtype, weight.transposed), (stored.data.as_slice(), Dtype::Bf16, false));
         assert_eq!((weight.rows, weight.cols), (stored.shape[0], stored.shape.get(1).copied().unwrap_or(1)));
     }
@@ -95,7 +94,7 @@ fn released_pages_read_the_same() {
 #[test]
 fn wrong_uses_are_refused() {
     let checkpoint = edited(|_| ()).unwrap();
-    assert!(matches!(checkpoint.weight("nothing", &mut Vec::new()), Err(ModelError::NoSuchTensor { .. })));
+    assert!(matches!(checkpoint.weight("nothing"), Err(ModelError::NoSuchTensor { .. })));
     let message = checkpoint.vector(&names::embed()).unwrap_err().to_string();
     assert_eq!(message, "tensor model.embed_tokens.weight: found shape [24, 8], expected one dimension");
 }
@@ -270,14 +269,26 @@ fn quantised(change: impl FnOnce(&mut Vec<Stored>)) -> Result<Checkpoint, ModelE
 }
 
 #[test]
-fn quantised_weights_are_widened() {
+fn weights_in_fp8_come_with_their_scales() {
     let (checkpoint, name) = (quantised(|_| ()).unwrap(), names::layer(0).o_proj());
-    let found: Vec<f32> =
-        testing::data(&checkpoint, &name).as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-    assert_eq!(found, [[0.5; 32], [-6.0; 32]].concat());
-    assert_eq!((checkpoint.bytes_of(&name), checkpoint.loaded_bytes_of(&name)), (Some(64 + 8), Some(128)));
+    let weight = checkpoint.weight(&name).unwrap();
+    assert_eq!((weight.data, weight.shape()), (&[[0x38; 32], [0xc0; 32]].concat()[..], (8, 8)));
+    let scales = weight.scales.unwrap();
+    assert_eq!((scales.block, scales.data), ((4, 8), &[0.5f32.to_le_bytes(), 3f32.to_le_bytes()].concat()[..]));
+    assert!(checkpoint.weight(&names::layer(1).o_proj()).unwrap().scales.is_none());
+}
+
+#[test]
+fn what_a_checkpoint_takes_depends_on_what_becomes_of_fp8() {
+    let (checkpoint, name) = (quantised(|_| ()).unwrap(), names::layer(0).o_proj());
+    let of =
+        |name: &str| [Fp8Weights::Kept, Fp8Weights::Widened].map(|fp8| checkpoint.loaded_bytes_of(name, fp8).unwrap());
+    assert_eq!((checkpoint.bytes_of(&name), of(&name), of(&names::scales(&name))), (Some(64 + 8), [64, 128], [8, 0]));
+    assert_eq!(of(&names::embed()), [24 * 8 * 2; 2]);
+    assert_eq!(checkpoint.loaded_bytes(Fp8Weights::Kept), checkpoint.total_bytes());
+    assert_eq!(checkpoint.loaded_bytes(Fp8Weights::Widened), checkpoint.total_bytes() + 64 - 8);
     let scales = checkpoint.tensors().find(|tensor| tensor.is_scales).unwrap();
-    assert_eq!((scales.name, scales.loaded_bytes), (names::scales(&name).as_str(), 0));
+    assert_eq!(scales.name, names::scales(&name));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use conclave_kernels::Dtype;
+use conclave_kernels::{Dtype, Fp8Weights};
 
 use super::{Entry, Expected, TensorError, expected};
 use crate::config::BlockQuantization;
@@ -36,12 +36,12 @@ pub(crate) enum Form {
 }
 
 impl Location {
-    /// Bytes that it takes on a device that computes in bf16.
-    pub(crate) fn loaded_bytes(&self) -> u64 {
-        match self.form {
-            Form::Plain => self.bytes,
-            Form::Quantised(_) => self.bytes * Dtype::Bf16.size() as u64,
-            Form::Scales => 0,
+    /// Bytes that it takes on a device that computes in bf16 and does this with matrices in FP8.
+    pub(crate) fn loaded_bytes(&self, fp8: Fp8Weights) -> u64 {
+        match (self.form, fp8) {
+            (Form::Plain, _) | (_, Fp8Weights::Kept) => self.bytes,
+            (Form::Quantised(_), Fp8Weights::Widened) => self.bytes * Dtype::Bf16.size() as u64,
+            (Form::Scales, Fp8Weights::Widened) => 0,
         }
     }
 }

@@ -2,43 +2,67 @@
 
 use std::thread;
 
-use crate::config::BlockQuantization;
+use crate::KernelError;
 
 /// Elements that are worth a thread of their own.
 const PER_THREAD: usize = 1 << 20;
 
-/// A matrix as it is stored.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Quantised<'a> {
-    /// E4M3 `[out, cols]`
-    pub(crate) values: &'a [u8],
-    /// f32, little-endian `[ceil(out / rows), ceil(cols / cols of a block)]`
-    pub(crate) scales: &'a [u8],
-    pub(crate) cols: usize,
-    pub(crate) block: BlockQuantization,
+/// What the blocks of a matrix in FP8 are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockScales<'a> {
+    /// f32, little-endian, any alignment: `[ceil(rows / rows of a block), ceil(cols / cols of a block)]`.
+    pub data: &'a [u8],
+    /// Rows and columns of a block.
+    pub block: (usize, usize),
+    /// Rows of the first block that lie before the matrix.
+    pub skipped: usize,
 }
 
-impl Quantised<'_> {
-    /// Leaves the matrix in f32, little-endian, in `memory`.
-    pub(crate) fn widen(&self, memory: &mut Vec<u8>) {
-        let (row_bytes, rows) = (self.cols * 4, self.values.len() / self.cols.max(1));
-        memory.resize(rows * row_bytes, 0);
-        let threads = thread::available_parallelism().map_or(1, usize::from).min(self.values.len() / PER_THREAD + 1);
-        // Whole blocks each.
-        let band = rows.div_ceil(threads).next_multiple_of(self.block.rows).max(1);
+impl<'a> BlockScales<'a> {
+    /// Of a matrix that begins with its first block.
+    pub fn new(data: &'a [u8], block: (usize, usize)) -> Self {
+        Self { data, block, skipped: 0 }
+    }
+
+    /// Those of `rows` rows from a row on, of `cols` columns.
+    pub(super) fn from_row(self, first: usize, rows: usize, cols: usize) -> Self {
+        let (first, row) = (self.skipped + first, cols.div_ceil(self.block.1) * size_of::<f32>());
+        let (from, skipped) = (first / self.block.0, first % self.block.0);
+        let to = from + (skipped + rows).div_ceil(self.block.0);
+        Self { data: &self.data[from * row..to.max(from) * row], skipped, ..self }
+    }
+
+    /// Whether they are as many as a matrix of this shape has.
+    pub(super) fn check(&self, rows: usize, cols: usize) -> Result<(), KernelError> {
+        let (block, found) = (self.block, self.data.len());
+        if block.0 == 0 || block.1 == 0 {
+            return Err(KernelError::NoBlocks { rows, cols, block });
+        }
+        let of = rows.saturating_add(self.skipped).div_ceil(block.0).saturating_mul(cols.div_ceil(block.1));
+        let expected = of.saturating_mul(size_of::<f32>());
+        if expected == found { Ok(()) } else { Err(KernelError::ScalesSize { rows, cols, block, expected, found }) }
+    }
+
+    /// Leaves the matrix in f32, little-endian, in `memory`. `values`: E4M3 `[rows, cols]`.
+    pub(super) fn widen(&self, values: &[u8], cols: usize, memory: &mut Vec<u8>) {
+        let (row_bytes, rows) = (cols * size_of::<f32>(), values.len() / cols.max(1));
+        *memory = vec![0; rows * row_bytes];
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(values.len() / PER_THREAD + 1);
+        let band = rows.div_ceil(threads).max(1);
         thread::scope(|scope| {
             for (index, out) in memory.chunks_mut((band * row_bytes).max(1)).enumerate() {
-                scope.spawn(move || self.widen_band(index * band, out));
+                let values = &values[index * band * cols..];
+                scope.spawn(move || self.widen_band(values, cols, index * band, out));
             }
         });
     }
 
-    fn widen_band(&self, first_row: usize, out: &mut [u8]) {
-        let per_row = self.cols.div_ceil(self.block.cols);
-        for (row, out) in (first_row..).zip(out.chunks_exact_mut(self.cols * 4)) {
-            let scales = &self.scales[row / self.block.rows * per_row * 4..][..per_row * 4];
-            let values = &self.values[row * self.cols..][..self.cols];
-            let blocks = values.chunks(self.block.cols).zip(out.chunks_mut(self.block.cols * 4));
+    fn widen_band(&self, values: &[u8], cols: usize, first_row: usize, out: &mut [u8]) {
+        let per_row = cols.div_ceil(self.block.1) * size_of::<f32>();
+        let rows = values.chunks_exact(cols).zip(out.chunks_exact_mut(cols * size_of::<f32>()));
+        for (row, (values, out)) in (self.skipped + first_row..).zip(rows) {
+            let scales = &self.data[row / self.block.0 * per_row..][..per_row];
+            let blocks = values.chunks(self.block.1).zip(out.chunks_mut(self.block.1 * size_of::<f32>()));
             for (scale, (values, out)) in scales.as_chunks().0.iter().zip(blocks) {
                 let scale = f32::from_le_bytes(*scale);
                 for (value, out) in values.iter().zip(out.as_chunks_mut().0) {
@@ -90,10 +114,9 @@ mod tests {
     #[test]
     fn each_block_has_its_scale() {
         // 5 × 7 ones in blocks of 2 × 3: at the edges a row and a column are left.
-        let block = BlockQuantization { rows: 2, cols: 3 };
         let scales: Vec<u8> = (0..9u8).flat_map(|index| f32::from(index).to_le_bytes()).collect();
         let mut memory = vec![9; 3];
-        Quantised { values: &[0x38; 35], scales: &scales, cols: 7, block }.widen(&mut memory);
+        BlockScales::new(&scales, (2, 3)).widen(&[0x38; 35], 7, &mut memory);
         let found: Vec<f32> = memory.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         let expected: Vec<f32> = (0..35).map(|at| (at / 7 / 2 * 3 + at % 7 / 3) as f32).collect();
         assert_eq!(found, expected);
@@ -101,14 +124,14 @@ mod tests {
 
     #[test]
     fn large_matrices_are_widened_by_several_threads() {
-        let (rows, cols, block) = (3000usize, 1100usize, BlockQuantization { rows: 128, cols: 128 });
+        let (rows, cols) = (3000usize, 1100usize);
         let values: Vec<u8> = (0..rows * cols).map(|at| (at * 31 % 0x7f) as u8).collect();
         let per_row = cols.div_ceil(128);
         let scale = |row: usize, col: usize| (row / 128 * per_row + col / 128) as f32 / 8.0 + 1.0;
         let scales: Vec<u8> =
             (0..rows.div_ceil(128) * per_row).flat_map(|i| (i as f32 / 8.0 + 1.0).to_le_bytes()).collect();
         let mut memory = Vec::new();
-        Quantised { values: &values, scales: &scales, cols, block }.widen(&mut memory);
+        BlockScales::new(&scales, (128, 128)).widen(&values, cols, &mut memory);
         let found: &[[u8; 4]] = memory.as_chunks().0;
         assert_eq!(found.len(), rows * cols);
         for at in (0..rows * cols).step_by(997) {
