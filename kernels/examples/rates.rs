@@ -4,7 +4,9 @@
 
 use std::time::Instant;
 
-use conclave_kernels::{Cpu, CpuRates, Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool};
+use conclave_kernels::{
+    BlockScales, Cpu, CpuRates, Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, Pool,
+};
 use conclave_kernels::{RateProbe, RotaryTable, StepRows, Weight, activation};
 
 /// Sizes of V2-Lite.
@@ -29,8 +31,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let rate = median(|| rates.multiply_add_rate().expect("the processor does not fail"));
     println!("multiply-adds            {:7.1} GFLOP/s", 2.0 * rate / 1e9);
     drop(rates);
-    linear(&cpu, read)?;
-    experts(&cpu, read, count)?;
+    for format in Format::ALL {
+        linear(&cpu, read, format)?;
+        experts(&cpu, read, count, format)?;
+    }
     attention(&cpu, read)?;
     Ok(())
 }
@@ -55,14 +59,32 @@ fn numbers(length: usize) -> Vec<f32> {
     (0..length).map(|at| ((at * 7919) % 1009) as f32 / 1009.0 - 0.5).collect()
 }
 
-fn matrix(cpu: &Cpu, outputs: usize, inputs: usize) -> Result<<Cpu as Device>::Matrix, KernelError> {
-    let bytes = vec![0x3c; outputs * inputs * 2];
-    cpu.load_matrix(Weight::new(Dtype::Bf16, &bytes, outputs, inputs)?)
+/// How weights are stored.
+#[derive(Clone, Copy)]
+enum Format {
+    Bf16,
+    Fp8,
+}
+
+impl Format {
+    const ALL: [(&str, Self); 2] = [("bf16", Self::Bf16), ("fp8", Self::Fp8)];
+
+    fn matrix(self, cpu: &Cpu, outputs: usize, inputs: usize) -> Result<<Cpu as Device>::Matrix, KernelError> {
+        let bytes = vec![0x3c; outputs * inputs * 2];
+        match self {
+            Self::Bf16 => cpu.load_matrix(Weight::new(Dtype::Bf16, &bytes, outputs, inputs)?),
+            Self::Fp8 => {
+                let scales = vec![0x3c; outputs.div_ceil(128) * inputs.div_ceil(128) * 4];
+                let scales = BlockScales::new(&scales, (128, 128));
+                cpu.load_matrix(Weight::fp8(&bytes[..outputs * inputs], outputs, inputs, scales)?)
+            }
+        }
+    }
 }
 
 /// Many layers one after the other, so that none lies in a cache.
-fn linear(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
-    let layers = (0..40).map(|_| matrix(cpu, 3072, HIDDEN)).collect::<Result<Vec<_>, _>>()?;
+fn linear(cpu: &Cpu, read: f64, (name, format): (&str, Format)) -> Result<(), KernelError> {
+    let layers = (0..40).map(|_| format.matrix(cpu, 3072, HIDDEN)).collect::<Result<Vec<_>, _>>()?;
     let bytes: usize = layers.iter().map(|layer| cpu.matrix_bytes(layer)).sum();
     let mut y = Vec::new();
     for rows in [1, 2, 4, 8, 16, 32, 64, 512] {
@@ -71,21 +93,23 @@ fn linear(cpu: &Cpu, read: f64) -> Result<(), KernelError> {
         let seconds = time(|| used.iter().for_each(|layer| cpu.linear(&x, layer, &mut y)));
         let seconds = seconds * layers.len() as f64 / used.len() as f64;
         let rate = bytes as f64 / seconds / 1e9;
-        let flops = bytes as f64 * rows as f64 / seconds / 1e9;
-        println!("linear, {rows:3} tokens       {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s", rate / read);
+        let flops = 2.0 * (layers.len() * 3072 * HIDDEN * rows) as f64 / seconds / 1e9;
+        println!("{name} linear, {rows:3} tokens  {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s", rate / read);
     }
     Ok(())
 }
 
-fn experts(cpu: &Cpu, read: f64, count: usize) -> Result<(), KernelError> {
+fn experts(cpu: &Cpu, read: f64, count: usize, (name, format): (&str, Format)) -> Result<(), KernelError> {
     let experts = (0..count)
         .map(|_| {
-            let (gate, up) = (matrix(cpu, INNER, HIDDEN)?, matrix(cpu, INNER, HIDDEN)?);
-            Ok(Ffn { gate, up, down: matrix(cpu, HIDDEN, INNER)? })
+            let (gate, up) = (format.matrix(cpu, INNER, HIDDEN)?, format.matrix(cpu, INNER, HIDDEN)?);
+            Ok(Ffn { gate, up, down: format.matrix(cpu, HIDDEN, INNER)? })
         })
         .collect::<Result<Vec<_>, KernelError>>()?;
-    let bytes = count * 3 * INNER * HIDDEN * 2;
-    for rows in [1, 64] {
+    let of =
+        |ffn: &Ffn<_>| [&ffn.gate, &ffn.up, &ffn.down].map(|matrix| cpu.matrix_bytes(matrix)).iter().sum::<usize>();
+    let bytes: usize = experts.iter().map(of).sum();
+    for rows in [1, 3, 64] {
         let x = activation::encode(Dtype::Bf16, &numbers(rows * HIDDEN));
         let (index, weights): (Vec<u32>, Vec<f32>) = (0..rows as u32).map(|row| (row, 0.5)).unzip();
         let batch: Vec<ExpertRows<'_, _>> =
@@ -93,9 +117,9 @@ fn experts(cpu: &Cpu, read: f64, count: usize) -> Result<(), KernelError> {
         let mut out = vec![0.0; rows * HIDDEN];
         let seconds = time(|| cpu.grouped_ffn(&[&x], &batch, &mut out).expect("the processor does not fail"));
         let rate = bytes as f64 / seconds / 1e9;
-        let flops = bytes as f64 * rows as f64 / seconds / 1e9;
+        let flops = 2.0 * (count * 3 * INNER * HIDDEN * rows) as f64 / seconds / 1e9;
         println!(
-            "{count} experts, {rows:3} tokens   {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s",
+            "{name}, {count} experts, {rows:3} tokens   {rate:7.1} GB/s ({:.2} of reads) {flops:8.1} GFLOP/s",
             rate / read
         );
     }

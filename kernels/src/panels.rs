@@ -92,15 +92,34 @@ pub struct Panels<T> {
     inputs: usize,
 }
 
+impl Panels<u8> {
+    /// Copies the bytes of a weight in FP8, which is not transposed.
+    pub(crate) fn pack_bytes(arena: &Arena, pool: &Pool, weight: Weight<'_>) -> Result<Self, KernelError> {
+        weight.check()?;
+        assert!(!weight.transposed && weight.data.len() == weight.rows * weight.cols, "a matrix of bytes");
+        let mut panels = Self::zeroed(arena, pool, weight.shape())?;
+        let length = WIDTH * panels.depth();
+        pool.run_chunks(&mut panels.block, length, |panel, to| pack::panel_of_bytes(weight, panel * WIDTH, to));
+        Ok(panels)
+    }
+}
+
 impl<T: Element> Panels<T> {
     /// Copies a weight into panels; one in FP8 is widened first.
     pub(crate) fn pack(arena: &Arena, pool: &Pool, weight: Weight<'_>) -> Result<Self, KernelError> {
         let mut wide = Vec::new();
         let weight = weight.widen(&mut wide)?;
-        let (outputs, inputs) = weight.shape();
+        let mut panels = Self::zeroed(arena, pool, weight.shape())?;
+        let length = WIDTH * panels.depth();
+        pool.run_chunks(&mut panels.block, length, |panel, to| pack::panel(weight, panel * WIDTH, to));
+        Ok(panels)
+    }
+}
+
+impl<T: Pod + Send + Sync> Panels<T> {
+    fn zeroed(arena: &Arena, pool: &Pool, (outputs, inputs): (usize, usize)) -> Result<Self, KernelError> {
         let padded = |size: usize, unit: usize| size.checked_next_multiple_of(unit).unwrap_or(usize::MAX);
-        let mut block = arena.block(pool, padded(outputs, WIDTH).saturating_mul(padded(inputs, STEPS)))?;
-        pool.run_chunks(&mut block, WIDTH * padded(inputs, STEPS), |panel, to| pack::panel(weight, panel * WIDTH, to));
+        let block = arena.block(pool, padded(outputs, WIDTH).saturating_mul(padded(inputs, STEPS)))?;
         Ok(Self { block, outputs, inputs })
     }
 

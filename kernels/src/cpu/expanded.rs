@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use super::{
-    Cpu,
+    Cpu, CpuMatrix,
     inputs::Inputs,
     split::{BlockRows, Split},
 };
@@ -14,7 +14,7 @@ use crate::{
     cache::LatentCache,
     grid::Grid,
     ops::{attention::merge_split, rope::rope},
-    panels::{Element, Panels, STEPS, WIDTH},
+    panels::{Element, STEPS, WIDTH},
     scratch::Scratch,
 };
 
@@ -30,7 +30,7 @@ pub(super) struct Expanded<'a> {
     /// The cache, and which layer of it.
     pub(super) cache: (&'a LatentCache<u16>, usize),
     /// `[n · (dn + dv), r]`
-    pub(super) kv_b: &'a Panels<u16>,
+    pub(super) kv_b: &'a CpuMatrix,
 }
 
 /// Keys and values of a split, head by head: `[n][rows][stride]` each, rows being whole panels.

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::{
-    Cpu,
+    Cpu, CpuMatrix,
     inputs::Inputs,
     products::{self, Product},
 };
@@ -11,7 +11,7 @@ use crate::{
     cache::LatentCache,
     grid::Grid,
     ops::{latents::LATENT_EPS, rope::rope},
-    panels::{Element, Panels},
+    panels::Element,
     scratch::Scratch,
 };
 
@@ -21,7 +21,7 @@ impl Cpu {
         mla: &Mla<RotaryTable>,
         batch: &StepRows,
         q: &[f32],
-        uk: &[Panels<u16>],
+        uk: &[CpuMatrix],
         out: &mut [f32],
     ) {
         let shape = &mla.shape;
@@ -62,14 +62,7 @@ impl Cpu {
         }
     }
 
-    pub(super) fn values(
-        &self,
-        shape: &MlaShape,
-        batch: &StepRows,
-        o_lat: &[f32],
-        uv: &[Panels<u16>],
-        out: &mut [f32],
-    ) {
+    pub(super) fn values(&self, shape: &MlaShape, batch: &StepRows, o_lat: &[f32], uv: &[CpuMatrix], out: &mut [f32]) {
         let MlaShape { heads, value, latent, .. } = *shape;
         let (rows, absorbed) = (batch.len(), batch.absorbed());
         assert_eq!((o_lat.len(), uv.len()), (rows * heads * latent, heads), "weighted latents");
@@ -82,7 +75,7 @@ impl Cpu {
     }
 
     /// The product of each head's inputs with its matrix, into columns from `head · width` on.
-    fn by_heads<'a>(&self, inputs: impl Fn(usize) -> Inputs<'a>, w: &[Panels<u16>], out: Grid<'_, f32>, width: usize) {
+    fn by_heads<'a>(&self, inputs: impl Fn(usize) -> Inputs<'a>, w: &[CpuMatrix], out: Grid<'_, f32>, width: usize) {
         let inputs: Vec<Inputs<'_>> = (0..w.len()).map(inputs).collect();
         let picked = inputs.first().and_then(|inputs| inputs.picked);
         let x = self.packed(Dtype::Bf16, &inputs);

@@ -1,4 +1,4 @@
-//! The CPU device: bf16 weights, f32 sums, an instruction set chosen at run time.
+//! The CPU device: weights in bf16 or FP8, f32 sums, an instruction set chosen at run time.
 //!
 //! Activations are bf16: an operation rounds its matrix inputs once, at its entry, and sums in f32.
 #![allow(unsafe_code)]
@@ -8,6 +8,7 @@ mod expanded;
 mod inputs;
 mod isa;
 mod kernels;
+mod matrix;
 mod mla;
 mod products;
 mod rates;
@@ -19,18 +20,19 @@ use expanded::Expanded;
 use inputs::{Inputs, Packed};
 pub use isa::Isa;
 use kernels::Kernels;
+pub(crate) use matrix::CpuMatrix;
 use products::Product;
 pub use rates::CpuRates;
 
 use crate::{
-    Device, Dtype, ExpertRows, Ffn, KernelError, LatentWrite, Mla, MlaShape, NotShared, Pool, RotaryTable, StepRows,
-    Weight, activation,
+    Device, Dtype, ExpertRows, Ffn, Fp8Weights, KernelError, LatentWrite, Mla, MlaShape, NotShared, Pool, RotaryTable,
+    StepRows, Weight, activation,
     arena::Arena,
     cache::LatentCache,
     grid::Grid,
     host::{self, fit},
     ops::{embed::embed, grouped_ffn::add_weighted},
-    panels::{Panels, Rows, WIDTH},
+    panels::{Rows, WIDTH},
     scratch::Scratch,
     tasks,
 };
@@ -67,7 +69,7 @@ impl Cpu {
     }
 
     /// `y [T, out] = round(x) · Wᵀ`, `x` rounded to `dtype`.
-    fn product(&self, x: Inputs<'_>, dtype: Dtype, w: &Panels<u16>, y: &mut [f32]) {
+    fn product(&self, x: Inputs<'_>, dtype: Dtype, w: &CpuMatrix, y: &mut [f32]) {
         assert_eq!((x.width, x.rows * w.outputs()), (w.inputs(), y.len()), "rows of a linear layer");
         let y = Grid::new(y, w.outputs());
         let x = self.packed(dtype, &[x]);
@@ -102,7 +104,7 @@ impl Cpu {
     }
 
     /// For each expert in turn and each of its rows: `out[slot] += weight · ffn(x[row])`. `x [R, H]`, `out [S, H]`.
-    fn experts(&self, x: &[f32], experts: &[ExpertRows<'_, Panels<u16>>], out: &mut [f32]) {
+    fn experts(&self, x: &[f32], experts: &[ExpertRows<'_, CpuMatrix>], out: &mut [f32]) {
         let Some(first) = experts.first() else { return };
         let (hidden, width) = (first.ffn.gate.inputs(), first.ffn.gate.outputs());
         let picked: Vec<Inputs<'_>> = experts
@@ -145,8 +147,8 @@ impl Cpu {
 }
 
 impl Device for Cpu {
-    type Matrix = Panels<u16>;
-    type Heads = Vec<Panels<u16>>;
+    type Matrix = CpuMatrix;
+    type Heads = Vec<CpuMatrix>;
     type Table = Rows<u16>;
     type Rotary = RotaryTable;
     type Cache = LatentCache<u16>;
@@ -160,15 +162,19 @@ impl Device for Cpu {
     }
 
     fn numerics(&self) -> String {
-        format!("cpu-{}-2", self.isa)
+        format!("cpu-{}-3", self.isa)
+    }
+
+    fn fp8_weights(&self) -> Fp8Weights {
+        Fp8Weights::Kept
     }
 
     fn load_matrix(&self, weight: Weight<'_>) -> Result<Self::Matrix, KernelError> {
-        Panels::pack(&self.arena, &self.pool, weight)
+        CpuMatrix::load(&self.arena, &self.pool, weight)
     }
 
     fn load_heads(&self, heads: &[Weight<'_>]) -> Result<Self::Heads, KernelError> {
-        heads.iter().map(|head| self.load_matrix(*head)).collect()
+        heads.iter().map(|head| CpuMatrix::widened(&self.arena, &self.pool, *head)).collect()
     }
 
     fn load_table(&self, weight: Weight<'_>) -> Result<Self::Table, KernelError> {

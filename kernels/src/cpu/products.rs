@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::inputs::PackedRows;
-use crate::{
-    panels::{Panels, WIDTH},
-    pool::Pool,
-    scratch::Scratch,
-    tasks,
+use super::{
+    CpuMatrix,
+    inputs::PackedRows,
+    kernels::{TILE_ROWS, e4m3},
+    matrix::{Panel, SCALED},
 };
+use crate::{panels::WIDTH, pool::Pool, scratch::Scratch, tasks};
 
 /// Panels that are computed one after the other and then handed on, at most.
 pub(super) const GROUP: usize = 8;
@@ -16,7 +16,7 @@ pub(super) const GROUP: usize = 8;
 /// The products of the same rows with `N` matrices (one or two) of one shape.
 pub(super) struct Product<'a, const N: usize> {
     pub(super) x: PackedRows<'a>,
-    pub(super) w: [&'a Panels<u16>; N],
+    pub(super) w: [&'a CpuMatrix; N],
 }
 
 /// Sixteen outputs of some rows.
@@ -63,7 +63,7 @@ impl<const N: usize> Product<'_, N> {
 
     /// Some tiles of rows times a group of panels.
     fn block(&self, tiles: Range<usize>, panels: Range<usize>, sink: &mut impl FnMut(Outputs<'_, N>)) {
-        let mut w: [&[u16]; GROUP] = [&[]; GROUP];
+        let mut w = [Panel::Bf16(&[]); GROUP];
         let w = &mut w[..panels.len() * N];
         for (w, panel) in w.chunks_exact_mut(N).zip(panels.clone()) {
             w.iter_mut().zip(self.w).for_each(|(w, matrix)| *w = matrix.panel(panel));
@@ -74,7 +74,7 @@ impl<const N: usize> Product<'_, N> {
         let sums = sums.as_chunks_mut::<WIDTH>().0;
         let at_once = self.at_once();
         for (w, sums) in w.chunks(at_once).zip(sums.chunks_mut(at_once * rows.len())) {
-            add(self.x, tiles.clone(), w, sums);
+            add_panels(self.x, tiles.clone(), w, sums);
         }
         for (index, panel) in panels.enumerate() {
             let cols = panel * WIDTH..self.w[0].outputs().min((panel + 1) * WIDTH);
@@ -86,6 +86,55 @@ impl<const N: usize> Product<'_, N> {
                     &sums[before + panel * tile.len()..][..tile.len()]
                 });
                 sink(Outputs { rows: tile, cols: cols.clone(), values });
+            }
+        }
+    }
+}
+
+/// As [`add`], of panels in any form.
+fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums: &mut [[f32; WIDTH]]) {
+    let mut plain: [&[u16]; GROUP] = [&[]; GROUP];
+    for (to, panel) in plain.iter_mut().zip(panels) {
+        match panel {
+            Panel::Bf16(panel) => *to = panel,
+            Panel::Fp8 { .. } => return add_scaled(x, tiles, panels, sums),
+        }
+    }
+    add(x, tiles, &plain[..panels.len()], sums);
+}
+
+/// The same where some are in FP8: what [`SCALED`] steps add up to is multiplied by their scale, then added. These steps are
+/// brought to bf16, in the nearest cache, for the tiles of all rows.
+fn add_scaled(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums: &mut [[f32; WIDTH]]) {
+    let mut wide = Scratch::take(panels.len() * SCALED * WIDTH / 2);
+    let wide: &mut [u16] = bytemuck::cast_slice_mut(&mut wide);
+    let mut parts = Scratch::take(TILE_ROWS * panels.len() * WIDTH);
+    let parts = parts.as_chunks_mut::<WIDTH>().0;
+    for (piece, first) in (0..x.depth()).step_by(SCALED).enumerate() {
+        let steps = first..x.depth().min(first + SCALED);
+        let (mut strips, mut scales) = ([&[] as &[u16]; GROUP], [1.0; GROUP]);
+        let outs = wide.chunks_exact_mut(SCALED * WIDTH).zip(strips.iter_mut().zip(&mut scales));
+        for (panel, (wide, (strip, scale))) in panels.iter().zip(outs) {
+            let range = steps.start * WIDTH..steps.end * WIDTH;
+            match panel {
+                Panel::Bf16(panel) => *strip = &panel[range],
+                Panel::Fp8 { bytes, scales } => {
+                    let wide = &mut wide[..range.len()];
+                    e4m3::widen(&bytes[range], SCALED * WIDTH, wide);
+                    (*strip, *scale) = (wide, scales[piece]);
+                }
+            }
+        }
+        let mut rest = &mut *sums;
+        for tile in tiles.clone() {
+            let rows = x.tile(tile).len();
+            let sums = rest.split_off_mut(..rows * panels.len()).expect("sums of every tile");
+            let parts = &mut parts[..sums.len()];
+            parts.fill([0.0; WIDTH]);
+            x.tiles().tile(x.strip(tile, steps.clone()), &strips[..panels.len()], parts);
+            for ((sums, parts), scale) in sums.chunks_exact_mut(rows).zip(parts.chunks_exact(rows)).zip(scales) {
+                let (sums, parts) = (sums.as_flattened_mut(), parts.as_flattened());
+                sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += scale * part);
             }
         }
     }

@@ -22,6 +22,12 @@ pub(super) fn panel<T: Element>(weight: Weight<'_>, first: usize, to: &mut [T]) 
     }
 }
 
+/// The same of bytes.
+pub(super) fn panel_of_bytes(weight: Weight<'_>, first: usize, to: &mut [u8]) {
+    let used = WIDTH.min(weight.rows - first);
+    along(rows(weight, first, used), weight.cols, 0, to, |[byte]| *byte);
+}
+
 /// `[used][cols]` as stored.
 fn rows<const SIZE: usize>(weight: Weight<'_>, first: usize, used: usize) -> &[[u8; SIZE]] {
     &weight.data.as_chunks().0[first * weight.cols..][..used * weight.cols]
@@ -41,7 +47,7 @@ fn across<T: Element, const SIZE: usize>(
 }
 
 /// From rows that are outputs, of `cols` steps, the first `done` of which (an even number) are packed already.
-fn along<T: Element, const SIZE: usize>(
+fn along<T, const SIZE: usize>(
     rows: &[[u8; SIZE]],
     cols: usize,
     done: usize,

@@ -43,6 +43,12 @@ impl<'a> BlockScales<'a> {
         if expected == found { Ok(()) } else { Err(KernelError::ScalesSize { rows, cols, block, expected, found }) }
     }
 
+    /// What an element of a matrix of `cols` columns is multiplied by.
+    pub(crate) fn at(&self, row: usize, col: usize, cols: usize) -> f32 {
+        let block = (self.skipped + row) / self.block.0 * cols.div_ceil(self.block.1) + col / self.block.1;
+        f32::from_le_bytes(self.data.as_chunks().0[block])
+    }
+
     /// Leaves the matrix in f32, little-endian, in `memory`. `values`: E4M3 `[rows, cols]`.
     pub(super) fn widen(&self, values: &[u8], cols: usize, memory: &mut Vec<u8>) {
         let (row_bytes, rows) = (cols * size_of::<f32>(), values.len() / cols.max(1));

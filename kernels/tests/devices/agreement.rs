@@ -123,11 +123,11 @@ fn values_are_moved_and_added_exactly() {
 #[test]
 fn cpu_is_near_the_reference() {
     let reference = Reference::new(Pool::new(2).unwrap());
-    for case in [Case::odd(), Case::even()] {
+    for case in [Case::odd(), Case::even()].into_iter().chain(Case::all_fp8()) {
         let expected = run(&reference, &case, LENGTHS);
         for isa in instruction_sets() {
             let cpu = Cpu::new(Pool::new(2).unwrap(), Some(isa)).unwrap();
-            assert_eq!((cpu.activation(), cpu.numerics()), (Dtype::Bf16, format!("cpu-{isa}-2")));
+            assert_eq!((cpu.activation(), cpu.numerics()), (Dtype::Bf16, format!("cpu-{isa}-3")));
             compare(&run(&cpu, &case, LENGTHS), &expected, 8e-3);
         }
     }
@@ -135,7 +135,7 @@ fn cpu_is_near_the_reference() {
 
 #[test]
 fn instruction_sets_are_near_each_other() {
-    for case in [Case::odd(), Case::even()] {
+    for case in [Case::odd(), Case::even()].into_iter().chain(Case::all_fp8()) {
         let run = |isa| run(&Cpu::new(Pool::new(1).unwrap(), Some(isa)).unwrap(), &case, LENGTHS);
         let portable = run(Isa::Portable);
         for isa in instruction_sets().iter().filter(|isa| **isa != Isa::Portable) {

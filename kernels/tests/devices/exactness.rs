@@ -137,6 +137,7 @@ impl Check for Batches {
 fn a_row_does_not_depend_on_the_rows_beside_it() {
     on_each_device(2, &mut Batches(Case::odd()));
     on_each_device(2, &mut Batches(Case::even()));
+    Case::all_fp8().into_iter().for_each(|case| on_each_device(2, &mut Batches(case)));
 }
 
 /// Up to so many rows.
@@ -167,6 +168,7 @@ impl Check for BatchSizes {
 #[test]
 fn a_row_does_not_depend_on_the_size_of_the_batch() {
     on_each_device(2, &mut BatchSizes(Case::odd(), 64));
+    on_each_device(2, &mut BatchSizes(Case::even().in_fp8((128, 128)), 64));
 }
 
 /// Lengths of sequences, and how they are cut.

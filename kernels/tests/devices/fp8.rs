@@ -1,5 +1,7 @@
 //! FP8 e4m3 as tests have it: values rounded in blocks, and rows as the CUDA device rounds them.
 
+use std::sync::LazyLock;
+
 use conclave_kernels::{Dtype, activation};
 
 /// The largest magnitude.
@@ -14,9 +16,10 @@ fn value(bits: u8) -> f32 {
 
 /// The bits of the nearest value; ties to even.
 fn nearest(x: f32) -> u8 {
-    let above = (0..0x7fu8).find(|bits| value(*bits) >= x.abs()).unwrap_or(0x7e);
+    static VALUES: LazyLock<Vec<f32>> = LazyLock::new(|| (0..0x7f).map(value).collect());
+    let above = VALUES.partition_point(|value| *value < x.abs()).min(0x7e) as u8;
     let below = above.saturating_sub(1);
-    let (up, down) = (value(above) - x.abs(), x.abs() - value(below));
+    let (up, down) = (VALUES[usize::from(above)] - x.abs(), x.abs() - VALUES[usize::from(below)]);
     let magnitude = if up < down || (up == down && above.is_multiple_of(2)) { above } else { below };
     if x.is_sign_negative() { magnitude | 0x80 } else { magnitude }
 }

@@ -54,6 +54,11 @@ impl Case {
         Self { hidden: 8, inner: 8, vocab: 8, shape, dtype: Dtype::Bf16, fp8: None }
     }
 
+    /// Sizes as models have them, in FP8: in blocks that the CPU keeps, and in others.
+    pub(crate) fn all_fp8() -> [Self; 3] {
+        [(128, 128), (16, 256), (64, 96)].map(|block| Self::even().in_fp8(block))
+    }
+
     /// The same sizes and values, in FP8.
     pub(crate) fn in_fp8(self, block: (usize, usize)) -> Self {
         Self { fp8: Some(block), ..self }

@@ -16,6 +16,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod dots;
+pub(crate) mod e4m3;
 mod elementwise;
 mod exp;
 mod lanes;

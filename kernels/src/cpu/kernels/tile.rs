@@ -13,7 +13,7 @@ use crate::{
 /// Rows that one tile takes at most.
 pub(super) const ROWS: usize = 6;
 /// Steps of a strip: six packed rows and a panel of so many lie in the nearest cache together.
-pub(super) const STRIP: usize = 256;
+pub(super) const STRIP: usize = 128;
 /// Fewer rows than this are bound by reading panels, of which they take several at once.
 const FEW: usize = 4;
 /// How far ahead of few rows their panels are fetched, in elements of each: a strip of every one would not stay in the
