@@ -1,5 +1,7 @@
 //! Weight matrices of the CPU device.
 
+use std::ops::Range;
+
 use super::kernels::e4m3;
 use crate::{
     KernelError, Pool, Weight,
@@ -30,6 +32,31 @@ pub struct Fp8Panels {
 pub(super) enum Panel<'a> {
     Bf16(&'a [u16]),
     Fp8 { bytes: &'a [u8], scales: &'a [f32] },
+}
+
+impl Panel<'_> {
+    /// What sums over a piece of [`SCALED`] steps are multiplied by.
+    pub(super) fn scale(&self, piece: usize) -> f32 {
+        match self {
+            Self::Bf16(_) => 1.0,
+            Self::Fp8 { scales, .. } => e4m3::UNITS * scales[piece],
+        }
+    }
+
+    /// Some of it in bf16, in `memory` if that is not how it is.
+    pub(super) fn in_bf16<'b>(&self, elements: Range<usize>, memory: &'b mut [u16]) -> &'b [u16]
+    where
+        Self: 'b,
+    {
+        match self {
+            Self::Bf16(panel) => &panel[elements],
+            Self::Fp8 { bytes, .. } => {
+                let memory = &mut memory[..elements.len()];
+                e4m3::widen(&bytes[elements], SCALED * WIDTH, memory);
+                memory
+            }
+        }
+    }
 }
 
 impl CpuMatrix {

@@ -12,6 +12,7 @@ mod matrix;
 mod mla;
 mod products;
 mod rates;
+mod scaled;
 mod split;
 
 use std::sync::Arc;

@@ -2,12 +2,7 @@
 
 use std::ops::Range;
 
-use super::{
-    CpuMatrix,
-    inputs::PackedRows,
-    kernels::{TILE_ROWS, e4m3},
-    matrix::{Panel, SCALED},
-};
+use super::{CpuMatrix, inputs::PackedRows, matrix::Panel, scaled};
 use crate::{panels::WIDTH, pool::Pool, scratch::Scratch, tasks};
 
 /// Panels that are computed one after the other and then handed on, at most.
@@ -97,47 +92,10 @@ fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums
     for (to, panel) in plain.iter_mut().zip(panels) {
         match panel {
             Panel::Bf16(panel) => *to = panel,
-            Panel::Fp8 { .. } => return add_scaled(x, tiles, panels, sums),
+            Panel::Fp8 { .. } => return scaled::add(x, tiles, panels, sums),
         }
     }
     add(x, tiles, &plain[..panels.len()], sums);
-}
-
-/// The same where some are in FP8: what [`SCALED`] steps add up to is multiplied by their scale, then added. These steps are
-/// brought to bf16, in the nearest cache, for the tiles of all rows.
-fn add_scaled(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums: &mut [[f32; WIDTH]]) {
-    let mut wide = Scratch::take(panels.len() * SCALED * WIDTH / 2);
-    let wide: &mut [u16] = bytemuck::cast_slice_mut(&mut wide);
-    let mut parts = Scratch::take(TILE_ROWS * panels.len() * WIDTH);
-    let parts = parts.as_chunks_mut::<WIDTH>().0;
-    for (piece, first) in (0..x.depth()).step_by(SCALED).enumerate() {
-        let steps = first..x.depth().min(first + SCALED);
-        let (mut strips, mut scales) = ([&[] as &[u16]; GROUP], [1.0; GROUP]);
-        let outs = wide.chunks_exact_mut(SCALED * WIDTH).zip(strips.iter_mut().zip(&mut scales));
-        for (panel, (wide, (strip, scale))) in panels.iter().zip(outs) {
-            let range = steps.start * WIDTH..steps.end * WIDTH;
-            match panel {
-                Panel::Bf16(panel) => *strip = &panel[range],
-                Panel::Fp8 { bytes, scales } => {
-                    let wide = &mut wide[..range.len()];
-                    e4m3::widen(&bytes[range], SCALED * WIDTH, wide);
-                    (*strip, *scale) = (wide, scales[piece]);
-                }
-            }
-        }
-        let mut rest = &mut *sums;
-        for tile in tiles.clone() {
-            let rows = x.tile(tile).len();
-            let sums = rest.split_off_mut(..rows * panels.len()).expect("sums of every tile");
-            let parts = &mut parts[..sums.len()];
-            parts.fill([0.0; WIDTH]);
-            x.tiles().tile(x.strip(tile, steps.clone()), &strips[..panels.len()], parts);
-            for ((sums, parts), scale) in sums.chunks_exact_mut(rows).zip(parts.chunks_exact(rows)).zip(scales) {
-                let (sums, parts) = (sums.as_flattened_mut(), parts.as_flattened());
-                sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += scale * part);
-            }
-        }
-    }
 }
 
 /// Adds products of the rows of some tiles with whole panels: `sums [tiles][panels][rows of the tile][16]`. Strip by strip, so

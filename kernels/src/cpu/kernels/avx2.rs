@@ -3,15 +3,21 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernels, Tiles, elementwise, lanes::Lanes, on_lanes::OnLanes, peak, softmax, tile};
+use super::{
+    Kernels, Tiles, elementwise,
+    lanes::Lanes,
+    on_lanes::OnLanes,
+    peak, softmax,
+    tile::{self, InBf16, Weights},
+};
 use crate::{Dtype, panels::WIDTH};
 
 /// Products of inputs rounded to a type; got only from [`kernels`].
 struct Avx2Tiles(Dtype);
 
-/// Whether this machine has what the loops are compiled for.
+/// Whether this machine has what the loops are compiled for: processors with AVX2 have the rest, too.
 pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
 /// The loops for AVX2 and FMA.
@@ -21,7 +27,7 @@ pub(super) fn is_available() -> bool {
 pub(super) fn kernels() -> &'static dyn Kernels {
     // SAFETY: handed out below, where AVX2 and FMA have been found.
     static KERNELS: OnLanes<Ymm> = unsafe { OnLanes::new(tiles, multiply_adds, Dtype::F32) };
-    assert!(is_available(), "AVX2 and FMA");
+    assert!(is_available(), "AVX2, FMA and F16C");
     &KERNELS
 }
 
@@ -148,7 +154,27 @@ impl Lanes for Ymm {
     }
 }
 
-// SAFETY (of all calls inside `compiled!`): these run with AVX2 and FMA; the loops check the lengths of their slices.
+/// Weights in E4M3: with the bits in the place of those of an f16, a byte has its value in [`super::e4m3::UNITS`], in full even
+/// below the least normal number.
+struct InE4m3;
+
+impl Weights<Ymm, 2> for InE4m3 {
+    type Element = u8;
+
+    #[inline(always)]
+    unsafe fn load<const SECOND: bool>(from: *const u8) -> [Ymm; 2] {
+        // SAFETY: the caller's, for 32 bytes, and F16C.
+        unsafe {
+            let pairs = _mm256_loadu_si256(from.cast());
+            let upper = if SECOND { pairs } else { _mm256_slli_epi16::<8>(pairs) };
+            let all = _mm256_and_si256(_mm256_srai_epi16::<1>(upper), _mm256_set1_epi16(0xbf80_u16 as i16));
+            let low = _mm256_cvtph_ps(_mm256_castsi256_si128(all));
+            [Ymm(low), Ymm(_mm256_cvtph_ps(_mm256_extracti128_si256::<1>(all)))]
+        }
+    }
+}
+
+// SAFETY (of all calls inside `compiled!`): these run with AVX2, FMA and F16C; the loops check the lengths of their slices.
 impl Tiles for Avx2Tiles {
     fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
         let inputs = self.0;
@@ -158,7 +184,18 @@ impl Tiles for Avx2Tiles {
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
         compiled!("avx2,fma", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
             // SAFETY: see above.
-            unsafe { tile::tile::<Ymm, 2>(x, panels, sums) }
+            unsafe { tile::tile::<Ymm, InBf16, 2>(x, panels, sums) }
+        })
+    }
+
+    fn takes_bytes(&self, rows: usize) -> bool {
+        rows <= tile::FEW
+    }
+
+    fn tile_bytes(&self, x: &[f32], panels: &[&[u8]], sums: &mut [[f32; WIDTH]]) {
+        compiled!("avx2,fma,f16c", fn(x: &[f32], panels: &[&[u8]], sums: &mut [[f32; WIDTH]]) {
+            // SAFETY: see above.
+            unsafe { tile::tile::<Ymm, InE4m3, 2>(x, panels, sums) }
         })
     }
 }

@@ -10,7 +10,8 @@ use super::{
     elementwise,
     lanes::Lanes,
     on_lanes::OnLanes,
-    softmax, tile,
+    softmax,
+    tile::{self, InBf16},
 };
 use crate::{Dtype, panels::WIDTH};
 
@@ -51,7 +52,7 @@ impl Tiles for MultiplyAdds {
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
         compiled!("avx512f", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
             // SAFETY: compiled for AVX-512; the loop checks the lengths of its slices.
-            unsafe { tile::tile::<Zmm, 1>(x, panels, sums) }
+            unsafe { tile::tile::<Zmm, InBf16, 1>(x, panels, sums) }
         });
     }
 }

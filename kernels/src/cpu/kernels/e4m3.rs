@@ -1,10 +1,13 @@
-//! Weights in E4M3, brought to bf16 for tiles: every value of the one is a value of the other.
+//! Weights in E4M3, brought to bf16 for tiles: every value of the one is a value of the other, also in [`UNITS`].
 #![allow(unsafe_code)]
 
 /// A byte that is not a number; so is the same with a sign.
 pub(crate) const NAN: u8 = 0x7f;
 
-/// The bf16 of every byte: a sign, four bits of exponent (bias 7), three of mantissa.
+/// Values are in units of this part of one: so an E4M3 is the f16 with its bits in place, with a fourth bit before its exponent.
+pub(crate) const UNITS: f32 = 256.0;
+
+/// The bf16 of every byte, in [`UNITS`]: a sign, four bits of exponent (bias 7), three of mantissa.
 const BF16: [u16; 256] = {
     let mut all = [0; 256];
     let mut byte = 0;
@@ -19,19 +22,19 @@ const BF16: [u16; 256] = {
 const fn bf16(byte: u8) -> u16 {
     let (sign, rest) = ((byte as u16 & 0x80) << 8, byte as u16 & 0x7f);
     let size = match rest {
-        // 2⁻⁹ for each step below the least normal number, 2⁻⁶.
+        // 2⁻⁹⁻⁸ for each step below the least normal number, 2⁻⁶⁻⁸.
         0 => 0,
-        1 => 118 << 7,
-        2 => 119 << 7,
-        3 => 119 << 7 | 0x40,
-        4..8 => 120 << 7 | (rest - 4) << 5,
+        1 => 110 << 7,
+        2 => 111 << 7,
+        3 => 111 << 7 | 0x40,
+        4..8 => 112 << 7 | (rest - 4) << 5,
         // The same bits in place, and the bias of bf16.
-        _ => (rest << 4) + (120 << 7),
+        _ => (rest << 4) + (112 << 7),
     };
     sign | size
 }
 
-/// Writes the values of bytes, none of which is [`NAN`], and asks for the bytes `ahead` of each.
+/// Writes the values of bytes, in [`UNITS`], none of which is [`NAN`], and asks for the bytes `ahead` of each.
 pub(crate) fn widen(from: &[u8], ahead: usize, to: &mut [u16]) {
     #[cfg(target_arch = "x86_64")]
     let (from, to) = {
@@ -139,7 +142,7 @@ mod tests {
             let mut found = vec![0; bytes.len()];
             widen(&bytes, 64, &mut found);
             for (byte, found) in bytes.iter().zip(found) {
-                assert_eq!(from_bf16(found).to_bits(), value(*byte).to_bits(), "{byte:#x}");
+                assert_eq!((from_bf16(found) * UNITS).to_bits(), value(*byte).to_bits(), "{byte:#x}");
             }
         }
     }

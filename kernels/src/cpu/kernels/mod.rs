@@ -69,6 +69,18 @@ pub(crate) trait Tiles: Send + Sync {
 
     /// `sums[p · R + r] += x[r] · panels[p]` over the steps of a strip, in an order that depends on nothing but the step.
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]);
+
+    /// Whether [`Tiles::tile_bytes`] is the fastest for so many rows; otherwise bytes are brought to bf16.
+    fn takes_bytes(&self, rows: usize) -> bool {
+        let _ = rows;
+        false
+    }
+
+    /// As [`Tiles::tile`], of panels in E4M3, whose values are in [`e4m3::UNITS`].
+    fn tile_bytes(&self, x: &[f32], panels: &[&[u8]], sums: &mut [[f32; WIDTH]]) {
+        let _ = (x, panels, sums);
+        unreachable!("asked for only where it is")
+    }
 }
 
 /// The inner loops of one instruction set. Each output is summed in an order fixed by its own coordinates.

@@ -107,7 +107,7 @@ impl Tiles for PortableTiles {
 
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
         // SAFETY: plain Rust needs no instruction set; the loop checks the lengths of its slices.
-        unsafe { tile::tile::<Array, 2>(x, panels, sums) }
+        unsafe { tile::tile::<Array, tile::InBf16, 2>(x, panels, sums) }
     }
 }
 

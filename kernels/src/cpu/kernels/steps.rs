@@ -21,7 +21,7 @@ pub(super) fn pack<T: Pod>(rows: &[&[f32]], strip: usize, to: &mut [T], write: i
 
 /// Checks that packed rows of `elements` elements, panels and sums fit together, and gives the number of rows.
 #[inline(always)]
-pub(super) fn check(elements: usize, panels: &[&[u16]], sums: &[[f32; WIDTH]]) -> usize {
+pub(super) fn check<T>(elements: usize, panels: &[&[T]], sums: &[[f32; WIDTH]]) -> usize {
     let rows = sums.len() / panels.len().max(1);
     assert_eq!(rows * panels.len(), sums.len(), "sums of {} panels", panels.len());
     assert!(elements.is_multiple_of((rows * STEPS).max(1)), "whole strips of rows");

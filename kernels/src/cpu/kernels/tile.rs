@@ -15,7 +15,7 @@ pub(super) const ROWS: usize = 6;
 /// Steps of a strip: six packed rows and a panel of so many lie in the nearest cache together.
 pub(super) const STRIP: usize = 128;
 /// Fewer rows than this are bound by reading panels, of which they take several at once.
-const FEW: usize = 4;
+pub(super) const FEW: usize = 4;
 /// How far ahead of few rows their panels are fetched, in elements of each: a strip of every one would not stay in the
 /// nearest cache.
 const AHEAD: usize = 2048;
@@ -43,28 +43,64 @@ pub(super) fn pack(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) {
     }
 }
 
+/// Weights as they lie in panels, and lanes of their values: sixteen outputs in `V` vectors.
+pub(super) trait Weights<L, const V: usize> {
+    /// One weight.
+    type Element: Copy;
+
+    /// Those of the first step of a pair, or of the second.
+    ///
+    /// # Safety
+    /// As for [`Lanes`]; a pair for each of sixteen outputs lies there.
+    unsafe fn load<const SECOND: bool>(from: *const Self::Element) -> [L; V];
+}
+
+/// Weights in bf16.
+pub(super) struct InBf16;
+
+impl<L: Lanes, const V: usize> Weights<L, V> for InBf16 {
+    type Element = u16;
+
+    #[inline(always)]
+    unsafe fn load<const SECOND: bool>(from: *const u16) -> [L; V] {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut all = [L::splat(0.0); V];
+            for v in 0..V {
+                let pairs = from.add(v * 2 * L::COUNT);
+                all[v] = if SECOND { L::load_second(pairs) } else { L::load_first(pairs) };
+            }
+            all
+        }
+    }
+}
+
 /// `sums[p · R + r] += x[r] · panels[p]`: one chain of additions for each output, ascending. `x [R][steps]`, panels
 /// `[steps / 2][16][2]`, of whose outputs `V` vectors hold sixteen.
 ///
 /// # Safety
 /// As for [`Lanes`].
 #[inline(always)]
-pub(super) unsafe fn tile<L: Lanes, const V: usize>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+pub(super) unsafe fn tile<L: Lanes, W: Weights<L, V>, const V: usize>(
+    x: &[f32],
+    panels: &[&[W::Element]],
+    sums: &mut [[f32; WIDTH]],
+) {
     const { assert!(V * L::COUNT == WIDTH, "vectors of a panel") }
     let rows = steps::check(x.len(), panels, sums);
     // SAFETY: the lengths have been checked.
     unsafe {
         match (rows, panels.len()) {
-            (1, 1) => multiply::<L, V, 1, 1>(x, panels, sums),
-            (1, 2) => multiply::<L, V, 1, 2>(x, panels, sums),
-            (1, 3) => multiply::<L, V, 1, 3>(x, panels, sums),
-            (1, 4) => multiply::<L, V, 1, 4>(x, panels, sums),
-            (2, 1) => multiply::<L, V, 2, 1>(x, panels, sums),
-            (2, 2) => multiply::<L, V, 2, 2>(x, panels, sums),
-            (3, 1) => multiply::<L, V, 3, 1>(x, panels, sums),
-            (4, 1) => multiply::<L, V, 4, 1>(x, panels, sums),
-            (5, 1) => multiply::<L, V, 5, 1>(x, panels, sums),
-            (6, 1) => multiply::<L, V, 6, 1>(x, panels, sums),
+            (1, 1) => multiply::<L, W, V, 1, 1>(x, panels, sums),
+            (1, 2) => multiply::<L, W, V, 1, 2>(x, panels, sums),
+            (1, 3) => multiply::<L, W, V, 1, 3>(x, panels, sums),
+            (1, 4) => multiply::<L, W, V, 1, 4>(x, panels, sums),
+            (2, 1) => multiply::<L, W, V, 2, 1>(x, panels, sums),
+            (2, 2) => multiply::<L, W, V, 2, 2>(x, panels, sums),
+            (3, 1) => multiply::<L, W, V, 3, 1>(x, panels, sums),
+            (4, 1) => multiply::<L, W, V, 4, 1>(x, panels, sums),
+            (5, 1) => multiply::<L, W, V, 5, 1>(x, panels, sums),
+            (6, 1) => multiply::<L, W, V, 6, 1>(x, panels, sums),
             (rows, panels) => unreachable!("a tile of {rows} rows and {panels} panels"),
         }
     }
@@ -73,12 +109,12 @@ pub(super) unsafe fn tile<L: Lanes, const V: usize>(x: &[f32], panels: &[&[u16]]
 /// # Safety
 /// As for [`Lanes`]; `R` packed rows of an even number of steps, `P` panels of sixteen times that, `R · P` sums.
 #[inline(always)]
-unsafe fn multiply<L: Lanes, const V: usize, const R: usize, const P: usize>(
+unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P: usize>(
     x: &[f32],
-    panels: &[&[u16]],
+    panels: &[&[W::Element]],
     sums: &mut [[f32; WIDTH]],
 ) {
-    let mut w = [std::ptr::null::<u16>(); P];
+    let mut w = [std::ptr::null::<W::Element>(); P];
     w.iter_mut().zip(panels).for_each(|(w, panel)| *w = panel.as_ptr());
     // The same, which the compiler is not to know: it would keep what it has loaded for the first steps of pairs until the
     // second ones, and registers are few.
@@ -99,10 +135,10 @@ unsafe fn multiply<L: Lanes, const V: usize, const R: usize, const P: usize>(
         for first in (0..steps / 2).step_by(UNROLLED) {
             for pair in first..first + UNROLLED {
                 let (x, at) = (x.as_ptr().add(2 * pair), pair * PAIRS);
-                add(x, steps, w.map(|w| w.add(at)), L::load_first, &mut totals);
-                add(x.add(1), steps, again.map(|w| w.add(at)), L::load_second, &mut totals);
+                add::<L, W, V, R, P, false>((x, steps), (w, at), &mut totals);
+                add::<L, W, V, R, P, true>((x.add(1), steps), (again, at), &mut totals);
                 for p in 0..P {
-                    L::prefetch(w[p].wrapping_add(ahead + pair * PAIRS));
+                    L::prefetch(w[p].wrapping_add(ahead + at).cast());
                 }
             }
         }
@@ -116,36 +152,39 @@ unsafe fn multiply<L: Lanes, const V: usize, const R: usize, const P: usize>(
     }
 }
 
-/// One step. Of the inputs and the weights, those that are fewer stay in registers while the others come one by one.
+/// The first step of a pair, or the second: of the inputs and the weights, those that are fewer stay in registers while the
+/// others come one by one. (No closures: they are not always compiled for the instruction set of who calls.)
 ///
 /// # Safety
-/// As for [`Lanes`]; inputs of `R` rows `steps` apart from `x` on, and sixteen pairs of weights behind each of `w`.
+/// As for [`Lanes`]; inputs of `R` rows lie `steps` apart, and a pair for each of sixteen outputs `at` weights behind each of `w`.
 #[inline(always)]
-unsafe fn add<L: Lanes, const V: usize, const R: usize, const P: usize>(
-    x: *const f32,
-    steps: usize,
-    w: [*const u16; P],
-    load: unsafe fn(*const u16) -> L,
+unsafe fn add<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P: usize, const SECOND: bool>(
+    (x, steps): (*const f32, usize),
+    (w, at): ([*const W::Element; P], usize),
     totals: &mut [[[L; V]; P]; R],
 ) {
     // SAFETY: the caller's.
     unsafe {
-        let input = |r: usize| L::splat(*x.add(r * steps));
-        let weight = |p: usize, v: usize| load(w[p].add(v * 2 * L::COUNT));
         if R < P * V {
-            let inputs: [L; R] = std::array::from_fn(input);
+            let mut inputs = [L::splat(0.0); R];
+            for r in 0..R {
+                inputs[r] = L::splat(*x.add(r * steps));
+            }
             for p in 0..P {
+                let weights = W::load::<SECOND>(w[p].add(at));
                 for v in 0..V {
-                    let weight = weight(p, v);
                     for r in 0..R {
-                        totals[r][p][v] = weight.mul_add(inputs[r], totals[r][p][v]);
+                        totals[r][p][v] = weights[v].mul_add(inputs[r], totals[r][p][v]);
                     }
                 }
             }
         } else {
-            let weights: [[L; V]; P] = std::array::from_fn(|p| std::array::from_fn(|v| weight(p, v)));
+            let mut weights = [[L::splat(0.0); V]; P];
+            for p in 0..P {
+                weights[p] = W::load::<SECOND>(w[p].add(at));
+            }
             for r in 0..R {
-                let input = input(r);
+                let input = L::splat(*x.add(r * steps));
                 for p in 0..P {
                     for v in 0..V {
                         totals[r][p][v] = weights[p][v].mul_add(input, totals[r][p][v]);
