@@ -181,7 +181,9 @@ pub fn expected_experts(experts: usize, chosen: usize, rows: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use conclave_model::synth::{Preset, SynthOptions};
+    use std::path::PathBuf;
+
+    use conclave_model::synth::{self, Preset, SynthDtype, SynthOptions};
 
     use super::*;
 
@@ -189,11 +191,13 @@ mod tests {
         Costs::new(&preset.config(), Dtype::Bf16, Dtype::Bf16)
     }
 
+    fn six_layers(dtype: SynthDtype, out: PathBuf) -> SynthOptions {
+        SynthOptions { preset: Preset::V2Lite, layers: Some(6), vocab: Some(32000), dtype, seed: 0, out }
+    }
+
     /// V2-Lite's layers, six of them, with a small vocabulary.
     fn lite6() -> Costs {
-        let options =
-            SynthOptions { preset: Preset::V2Lite, layers: Some(6), vocab: Some(32000), seed: 0, out: "x".into() };
-        Costs::new(&options.config().unwrap(), Dtype::Bf16, Dtype::Bf16)
+        Costs::new(&six_layers(SynthDtype::Bf16, "x".into()).config().unwrap(), Dtype::Bf16, Dtype::Bf16)
     }
 
     fn close(found: f64, expected: f64, digits: f64) {
@@ -239,6 +243,26 @@ mod tests {
         let rates = Rates { read: 10.0, flops: 100.0 };
         assert_eq!(rates.seconds(Work { bytes: 20.0, flops: 100.0 }), 2.0);
         assert_eq!(rates.seconds(Work { bytes: 20.0, flops: 500.0 }), 5.0);
+    }
+
+    #[test]
+    fn on_cuda_weights_in_fp8_are_read_as_they_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("m");
+        let options = SynthOptions { preset: Preset::Tiny, ..six_layers(SynthDtype::Fp8, out.clone()) };
+        let config = synth::write(&options, &|_, _| ()).unwrap().config;
+        let checkpoint = Checkpoint::open(out.to_str().unwrap()).unwrap();
+        let [cuda, cpu, reference] =
+            ["cuda-sm90-2-x", "cpu-avx2-2", "reference-1"].map(|id| Costs::on(&checkpoint, id));
+        let parameters = Sizes::of(&config).total() as f64;
+        assert_eq!((cpu.total_bytes(), reference.total_bytes()), (2.0 * parameters, 2.0 * parameters));
+        assert_eq!(cuda.total_bytes(), checkpoint.loaded_bytes(Fp8Weights::Kept) as f64);
+        // Of an expert, each element a byte, and its scales.
+        let expert =
+            checkpoint.loaded_bytes_of("model.layers.1.mlp.experts.0.up_proj.weight", Fp8Weights::Kept).unwrap();
+        let calls = [&cuda, &cpu].map(|costs| costs.layer_call());
+        assert!(calls[0].bytes > 3.0 * expert as f64 && calls[0].bytes < 0.51 * calls[1].bytes, "{calls:?}");
+        assert_eq!(calls[0].flops, calls[1].flops);
     }
 
     #[test]

@@ -114,17 +114,23 @@ impl Placement {
     }
 }
 
-/// Projections may be quantised where the configuration says so: not norms, embeddings, gates and the output.
 fn form(config: &ModelConfig, wanted: &Expected, entry: &Entry) -> Form {
-    let projection = matches!(wanted.part, Part::Attention | Part::Dense | Part::Shared | Part::Routed);
     match config.quantization {
-        Some(block) if entry.dtype == "F8_E4M3" && projection && wanted.shape.len() == 2 => Form::Quantised(block),
+        Some(block) if entry.dtype == FP8 && may_be_fp8(wanted) => Form::Quantised(block),
         _ => Form::Plain,
     }
 }
 
-/// The scales of a quantised matrix.
-fn scales(of: &Expected, block: BlockQuantization) -> Expected {
+/// As the format spells the element type.
+pub(crate) const FP8: &str = "F8_E4M3";
+
+/// Projections may be in FP8 where the configuration says so: not norms, embeddings, gates and the output.
+pub(crate) fn may_be_fp8(tensor: &Expected) -> bool {
+    matches!(tensor.part, Part::Attention | Part::Dense | Part::Shared | Part::Routed) && tensor.shape.len() == 2
+}
+
+/// The scales of a matrix in FP8.
+pub(crate) fn scales(of: &Expected, block: BlockQuantization) -> Expected {
     let shape = vec![of.shape[0].div_ceil(block.rows), of.shape[1].div_ceil(block.cols)];
     Expected { name: names::scales(&of.name), shape, part: of.part }
 }
