@@ -102,8 +102,8 @@ class Engine:
             file = f"bench-{name.replace(' ', '-')}"
             self.bench(f"bench, one process, {name}", file, [*one_process, flag, *self.baseline()], 60)
         self.steps.call("bench, several processes", self.bench_cluster, 90)
-        self.steps.call("transformers", self.beside, 100)
         self.in_fp8(one_process)
+        self.steps.call("transformers", self.beside, 100)
 
     def in_fp8(self, flags):
         """V3's shapes with weights in FP8, which stay so on a GPU."""
