@@ -18,6 +18,8 @@ class Sizes:
 
     synth: tuple  # of the checkpoint that is measured with
     bits: tuple  # of the one that bits are compared with
+    fp8: tuple  # of the one in FP8 that is measured with
+    fp8_bits: tuple  # of the one in FP8 that bits are compared with
     prefill: int
     batches: str
     cluster_batches: str
@@ -30,11 +32,15 @@ class Sizes:
     @classmethod
     def full(cls):
         lite = ("--preset", "v2-lite", "--vocab", "32000", "--layers")
-        return cls((*lite, "6"), (*lite, "3"), 4096, "1,32,256", "1,32", 128, 16, 2, 2048, 96)
+        # V3's three dense layers and one of 256 experts: 13 GB.
+        v3 = ("--preset", "v3", "--vocab", "32000", "--layers", "4", "--dtype", "fp8")
+        return cls((*lite, "6"), (*lite, "3"), v3, (*lite, "3", "--dtype", "fp8"), 4096, "1,32,256", "1,32", 128, 16, 2, 2048, 96)
 
     @classmethod
     def small(cls):
-        return cls(("--preset", "tiny"), ("--preset", "tiny"), 64, "1,2", "1,2", 16, 4, 1, 512, 96)
+        tiny = ("--preset", "tiny")
+        fp8 = (*tiny, "--dtype", "fp8")
+        return cls(tiny, tiny, fp8, fp8, 64, "1,2", "1,2", 16, 4, 1, 512, 96)
 
 
 def has_checkpoint(folder):
@@ -76,6 +82,7 @@ class Engine:
     def __init__(self, steps, tools, device, sizes):
         self.steps, self.tools, self.device, self.sizes = steps, tools, device, sizes
         self.model, self.bits_model = tools.scratch / "model", tools.scratch / "bits-model"
+        self.fp8_model, self.fp8_bits_model = tools.scratch / "fp8-model", tools.scratch / "fp8-bits-model"
 
     def run(self, model):
         """All steps; `model` takes the place of the checkpoint that is made."""
@@ -83,7 +90,7 @@ class Engine:
             self.steps.skip("the engine", f"{self.tools.package}: no conclave")
             return
         self.make("make a small checkpoint", self.bits_model, self.sizes.bits)
-        self.steps.call("same bits", self.same_bits, 100)
+        self.steps.call("same bits", lambda: self.same_bits(self.bits_model, ""), 100)
         self.steps.call("ways of rows and sums", self.payloads, 100)
         if model:
             self.model = Path(model)
@@ -95,7 +102,15 @@ class Engine:
             file = f"bench-{name.replace(' ', '-')}"
             self.bench(f"bench, one process, {name}", file, [*one_process, flag, *self.baseline()], 60)
         self.steps.call("bench, several processes", self.bench_cluster, 90)
+        self.in_fp8(one_process)
         self.steps.call("transformers", self.beside, 100)
+
+    def in_fp8(self, flags):
+        """V3's shapes with weights in FP8, which stay so on a GPU."""
+        self.make("make a small checkpoint in FP8", self.fp8_bits_model, self.sizes.fp8_bits)
+        self.steps.call("same bits, FP8", lambda: self.same_bits(self.fp8_bits_model, "-fp8"), 100)
+        self.make("make a checkpoint in FP8", self.fp8_model, self.sizes.fp8)
+        self.bench("bench, one process, FP8", "bench-fp8", flags, 120, self.fp8_model)
 
     def make(self, name, folder, flags):
         return self.steps.command(name, [self.tools.conclave, "synth", *flags, "--out", folder], 60)
@@ -105,19 +120,19 @@ class Engine:
         tokens = str(self.sizes.step_tokens)
         return ["--step-tokens", tokens, "--prefill-chunk", tokens, "--max-running", "256"]
 
-    def bench_command(self, flags, batches, json_file):
+    def bench_command(self, flags, batches, json_file, model=None):
         sizes = self.sizes
         return [
-            self.tools.conclave, "bench", "--model", self.model, *flags, "--prefill", sizes.prefill, "--batch", batches,
+            self.tools.conclave, "bench", "--model", model or self.model, *flags, "--prefill", sizes.prefill, "--batch", batches,
             "--context", sizes.context, "--long-context", "0", "--tokens", sizes.tokens, "--repeat", sizes.repeat,
             "--limit", "20", "--json", json_file]
 
-    def bench(self, name, file, flags, most):
-        if not has_checkpoint(self.model):
+    def bench(self, name, file, flags, most, model=None):
+        if not has_checkpoint(model or self.model):
             self.steps.skip(name, "no checkpoint")
             return
         json_file = self.steps.results / f"{file}.json"
-        command = self.bench_command(flags, self.sizes.batches, json_file)
+        command = self.bench_command(flags, self.sizes.batches, json_file, model)
         self.steps.command(name, command, most, env=self.tools.environment(), json_file=json_file, shown=120)
 
     def baseline(self):
@@ -161,22 +176,22 @@ class Engine:
     def serve(self, model, name):
         return serve(self.tools.conclave, model, self.device, self.steps.results / name)
 
-    def same_bits(self):
+    def same_bits(self, model, of):
         """Tokens and logprobs of one request: in one process, over 1, 2 and 4 expert processes, and when one is killed."""
-        model, tokens = self.bits_model, self.sizes.stream
+        tokens = self.sizes.stream
         self.needs(model)
         prompt = prompt_of(model, 600)
-        processes, port = self.serve(model, "one-process")
+        processes, port = self.serve(model, f"one-process{of}")
         with processes:
             expected = stream(port, prompt, tokens)
             answers = {"again": stream(port, prompt, tokens)}
         self.needs_etcd()
         for count in (1, 2, 4):
             shards = [f"{number}/{count}" for number in range(1, count + 1)]
-            processes, port, _ = self.cluster(model, shards, f"experts-{count}")
+            processes, port, _ = self.cluster(model, shards, f"experts-{count}{of}")
             with processes:
                 answers[f"{count} expert processes"] = stream(port, prompt, tokens)
-        processes, port, _ = self.cluster(model, ["1/2", "2/2", "1/2", "2/2"], "expert-killed")
+        processes, port, _ = self.cluster(model, ["1/2", "2/2", "1/2", "2/2"], f"expert-killed{of}")
         with processes:
             answers["an expert killed"] = killed(processes, port, prompt, tokens)
         return compared(expected, answers)

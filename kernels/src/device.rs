@@ -24,6 +24,8 @@ pub enum Fp8Weights {
     Widened,
     /// It stays as it is, with its scales: a byte an element. (Tables and the matrices of heads are widened all the same.)
     Kept,
+    /// The same, and products are in FP8: what is multiplied by it is rounded to FP8, too.
+    Multiplied,
 }
 
 /// Sizes of multi-head latent attention.

@@ -52,7 +52,7 @@ impl<'a> Weight<'a> {
     /// Some of the rows as stored. More than there are is a bug of the caller and panics.
     pub fn slice(self, first: usize, rows: usize) -> Self {
         let row = self.cols * self.element();
-        let scales = self.scales.map(|scales| scales.from_row(first, rows, self.cols));
+        let scales = self.scales.map(|scales| scales.slice(first, rows, self.cols));
         Self { data: &self.data[first * row..(first + rows) * row], rows, scales, ..self }
     }
 

@@ -47,7 +47,9 @@ fn every_step_of_the_engine_runs_in_small_on_the_processor() {
         found.unwrap_or_else(|| panic!("no step {name}: {said}"))
     };
     let benches = ["bench, one process", "bench, one process, not exact", "bench, several processes"];
-    for step in ["make a checkpoint", "same bits", "ways of rows and sums"].into_iter().chain(benches) {
+    let in_fp8 = ["make a checkpoint in FP8", "same bits, FP8", "bench, one process, FP8"];
+    let others = ["make a checkpoint", "same bits", "ways of rows and sums"];
+    for step in others.into_iter().chain(benches).chain(in_fp8) {
         assert_eq!(state(step).1, "passed", "{said}");
     }
     // Whoever reads results finds the figures in them, and who was compared with whom.

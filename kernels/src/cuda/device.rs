@@ -153,7 +153,7 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn fp8_weights(&self) -> Fp8Weights {
-        Fp8Weights::Kept
+        Fp8Weights::Multiplied
     }
 
     fn load_matrix(&self, weight: Weight<'_>) -> Result<Matrix<D>, KernelError> {

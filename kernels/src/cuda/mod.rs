@@ -13,6 +13,7 @@ mod gpu;
 #[cfg(feature = "cuda")]
 mod gpu_graph;
 mod graphs;
+mod grouped;
 #[cfg(feature = "cuda")]
 mod ipc;
 mod kernel;

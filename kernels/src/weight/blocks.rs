@@ -25,7 +25,7 @@ impl<'a> BlockScales<'a> {
     }
 
     /// Those of `rows` rows from a row on, of `cols` columns.
-    pub(super) fn from_row(self, first: usize, rows: usize, cols: usize) -> Self {
+    pub(super) fn slice(self, first: usize, rows: usize, cols: usize) -> Self {
         let (first, row) = (self.skipped + first, cols.div_ceil(self.block.1) * size_of::<f32>());
         let (from, skipped) = (first / self.block.0, first % self.block.0);
         let to = from + (skipped + rows).div_ceil(self.block.0);

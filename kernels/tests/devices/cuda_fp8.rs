@@ -41,7 +41,7 @@ struct Near(Case);
 
 impl Check for Near {
     fn on<D: Device>(&mut self, device: &D) {
-        assert_eq!(device.fp8_weights(), Fp8Weights::Kept);
+        assert_eq!(device.fp8_weights(), Fp8Weights::Multiplied);
         let [found, expected] = [agreement::run(device, &self.0, &[5]), agreement::run(&reference(), &self.0, &[5])];
         for (name, limit) in [("linear", PRODUCT), ("ffn", BLOCK_OF_THREE), ("grouped_ffn", BLOCK_OF_THREE)] {
             let distance = error_of(name, &found, &expected);

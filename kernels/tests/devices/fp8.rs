@@ -2,7 +2,9 @@
 
 use std::sync::LazyLock;
 
-use conclave_kernels::{Dtype, activation};
+use conclave_kernels::{BlockScales, Device, Dtype, Fp8Weights, Weight, activation};
+
+use crate::support::{Check, Numbers, batch, bits, buffer, on_each_device, output, rows as positions};
 
 /// The largest magnitude.
 const LARGEST: f32 = 448.0;
@@ -56,4 +58,43 @@ fn bits_are_those_of_the_nearest_value() {
         assert_eq!(nearest(value(bits)), bits);
     }
     assert_eq!([1000.0, -1000.0, 1.0625, 1.1875, 0.0].map(nearest), [0x7e, 0xfe, 0x38, 0x3a, 0]);
+}
+
+/// A matrix in FP8, in blocks that no device here keeps, is the matrix of its values; so is a part of it, a transpose, and a table.
+struct Widens;
+
+impl Check for Widens {
+    fn on<D: Device>(&mut self, device: &D) {
+        assert_ne!(device.fp8_weights(), Fp8Weights::Multiplied);
+        let (outputs, inputs, block) = (70, 90, (32, 16));
+        let (data, scales) = blocks(&Numbers::new(1).vector(outputs * inputs, 1.0), inputs, block);
+        let of = |at: usize| at / inputs / block.0 * inputs.div_ceil(block.1) + at % inputs / block.1;
+        let values: Vec<f32> = data.iter().enumerate().map(|(at, bits)| value(*bits) * scales[of(at)]).collect();
+        let (scales, values) = (activation::encode(Dtype::F32, &scales), activation::encode(Dtype::F32, &values));
+        let stored = Weight::fp8(&data, outputs, inputs, BlockScales::new(&scales, block)).unwrap();
+        let wide = Weight::new(Dtype::F32, &values, outputs, inputs).unwrap();
+
+        let both = [stored, wide]
+            .map(|whole| [whole, whole.transpose(), whole.slice(20, 33), whole.slice(20, 33).transpose()]);
+        for (stored, wide) in both[0].into_iter().zip(both[1]) {
+            let (out, inner) = stored.shape();
+            let [found, expected] = [stored, wide].map(|weight| {
+                let matrix = device.load_matrix(weight).unwrap();
+                let x = buffer(device, &Numbers::new(2).vector(3 * inner, 1.0));
+                (device.matrix_bytes(&matrix), bits(&output(device, 3 * out, |y| device.linear(&x, &matrix, y))))
+            });
+            assert!(found == expected, "{out} x {inner}, {}", device.numerics());
+        }
+        let tokens = batch(device, positions::<D>(0..5, &[0]));
+        let [found, expected] = [stored, wide].map(|weight| {
+            let table = device.load_table(weight).unwrap();
+            bits(&output(device, 5 * inputs, |out| device.embed(&table, &tokens, out)))
+        });
+        assert!(found == expected, "a table, {}", device.numerics());
+    }
+}
+
+#[test]
+fn where_they_are_widened_weights_in_fp8_are_their_values() {
+    on_each_device(2, &mut Widens);
 }

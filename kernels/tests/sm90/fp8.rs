@@ -79,20 +79,35 @@ impl Operands {
     }
 }
 
-fn multiply(tokens: Tokens, case: &Case<'_>, operands: &Operands, copies: usize) -> Vec<(&'static str, Vec<f32>)> {
-    let (total, shape, gated) = (case.total(), (case.outputs, case.inner), copies == 2);
+/// What is multiplied, and where ups lie.
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Linear,
+    UpBehindGate,
+    GateBehindUp,
+}
+
+fn multiply(tokens: Tokens, case: &Case<'_>, operands: &Operands, kind: Kind) -> Vec<(&'static str, Vec<f32>)> {
+    let (total, shape, gated) = (case.total(), (case.outputs, case.inner), kind != Kind::Linear);
+    let half = case.outputs * case.inner;
     let length = total * case.outputs;
     let (groups, inner, outputs, blocks) = (case.rows.len() as u32, case.inner as u32, case.outputs as u32, 3);
     on_each(|rig| {
         let (x, x_scales) = (rig.upload(&operands.x), rig.upload(&operands.x_scales));
-        let weights: Vec<_> = operands.weights.iter().map(|weights| rig.upload(weights)).collect();
+        let stored = |weights: &Vec<u8>| match kind {
+            Kind::GateBehindUp => rig.upload(&[&weights[half..], &weights[..half]].concat()),
+            Kind::Linear | Kind::UpBehindGate => rig.upload(weights),
+        };
+        let weights: Vec<_> = operands.weights.iter().map(stored).collect();
         let scales: Vec<_> = operands.scales.iter().map(|scales| rig.upload(scales)).collect();
-        let map = |at| match gated {
-            true => maps::pair(rig, [at, at + (case.outputs * case.inner) as u64], Element::E4m3, shape).0,
-            false => maps::rows(rig, at, Element::E4m3, shape, TILE_ROWS),
+        let map = |at| match kind {
+            Kind::Linear => (maps::rows(rig, at, Element::E4m3, shape, TILE_ROWS), false),
+            Kind::UpBehindGate => maps::pair(rig, [at, at + half as u64], Element::E4m3, shape),
+            Kind::GateBehindUp => maps::pair(rig, [at + half as u64, at], Element::E4m3, shape),
         };
         let maps: Vec<_> = weights.iter().map(|weights| map(rig.at(weights))).collect();
-        let weights_at = rig.upload(&maps.iter().map(|map| rig.at(map)).collect::<Vec<u64>>());
+        let entry = |(map, exchanged): &(_, bool)| rig.at(map) + u64::from(*exchanged);
+        let weights_at = rig.upload(&maps.iter().map(entry).collect::<Vec<u64>>());
         let of_gates: Vec<u64> = scales.iter().map(|scales| rig.at(scales)).collect();
         let of_ups: Vec<u64> = of_gates.iter().map(|at| at + operands.up_at(case)).collect();
         let (scales_at, up_scales_at) = (rig.upload(&of_gates), rig.upload(&of_ups));
@@ -138,13 +153,25 @@ fn scaled_products_are_near_their_definition() {
             let operands = Operands::new(&case, copies);
             let expected = operands.expected(&case, copies);
             for tokens in TOKENS {
-                for (on, found) in multiply(tokens, &case, &operands, copies) {
+                let kind = if copies == 1 { Kind::Linear } else { Kind::UpBehindGate };
+                for (on, found) in multiply(tokens, &case, &operands, kind) {
                     // The sums of e4m3 products of tensor cores keep some 14 bits.
                     let limit = if on == "GPU" { 2e-3 } else { 1e-5 } + if copies == 1 { 0.0 } else { 1.0 / 256.0 };
                     assert_close(&found, &expected, limit, &format!("{on} {tokens:?} {} x {copies}", case.inner));
                 }
             }
         }
+    }
+}
+
+#[test]
+fn gates_and_ups_keep_their_scales_whichever_comes_first() {
+    let case = Case { rows: &[5, 0, 18], inner: 272, outputs: 136 };
+    let operands = Operands::new(&case, 2);
+    for tokens in TOKENS {
+        let [behind, before] =
+            [Kind::UpBehindGate, Kind::GateBehindUp].map(|kind| multiply(tokens, &case, &operands, kind));
+        assert!(behind == before, "{tokens:?}");
     }
 }
 

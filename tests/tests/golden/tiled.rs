@@ -6,7 +6,7 @@ use conclave_kernels::{
     Dtype, activation,
     cuda::{Cuda, Shim},
 };
-use conclave_model::synth::{self, Preset, SynthOptions};
+use conclave_model::synth::{self, Preset, SynthDtype, SynthOptions};
 use safetensors::{
     SafeTensors,
     tensor::{Dtype as Stored, TensorView, serialize_to_file},
@@ -60,7 +60,8 @@ type Parts = Vec<(&'static str, Stored, Vec<usize>, Vec<u8>)>;
 
 fn write(dir: &Path, parts: impl Fn(&str, &[usize], u64) -> Parts) {
     let out = dir.to_owned();
-    let options = SynthOptions { preset: Preset::Tiny, layers: Some(2), vocab: None, seed: 3, out };
+    let options =
+        SynthOptions { preset: Preset::Tiny, layers: Some(2), vocab: None, dtype: SynthDtype::Bf16, seed: 3, out };
     let written = synth::write(&options, &|_, _| ()).unwrap();
     let (heads, nope) = (written.config.heads, written.config.qk_nope);
     let path = dir.join("config.json");

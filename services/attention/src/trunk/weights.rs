@@ -104,7 +104,7 @@ pub(crate) fn trunk_bytes(checkpoint: &Checkpoint, exact: bool, fp8: Fp8Weights)
     let expanding = (0..if exact { 0 } else { checkpoint.config().layers }).filter_map(|layer| {
         let name = names::layer(layer).kv_b_proj();
         match fp8 {
-            Fp8Weights::Kept => checkpoint.bytes_of(&name),
+            Fp8Weights::Kept | Fp8Weights::Multiplied => checkpoint.bytes_of(&name),
             Fp8Weights::Widened => checkpoint.loaded_bytes_of(&name, fp8),
         }
     });
@@ -220,5 +220,39 @@ impl<D: Device> Loader<'_, D> {
 
     fn config(&self) -> &ModelConfig {
         self.loading.checkpoint().config()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_model::synth::{self, Preset, SynthDtype, SynthOptions};
+
+    use super::*;
+
+    #[test]
+    fn the_trunk_is_what_the_cells_leave_and_what_expands_is_counted_twice() {
+        for dtype in [SynthDtype::Bf16, SynthDtype::Fp8] {
+            let dir = tempfile::tempdir().unwrap();
+            let out = dir.path().join("m");
+            let (preset, location) = (Preset::Tiny, out.display().to_string());
+            let options = SynthOptions { preset, layers: Some(2), vocab: None, dtype, seed: 0, out };
+            synth::write(&options, &|_, _| ()).unwrap();
+            let checkpoint = Checkpoint::open(&location).unwrap();
+            let cells = checkpoint.config().cell_groups() as u64;
+            for fp8 in [Fp8Weights::Kept, Fp8Weights::Widened] {
+                let exact = trunk_bytes(&checkpoint, true, fp8);
+                assert_eq!(
+                    exact + cells * checkpoint.cell_bytes(fp8),
+                    checkpoint.loaded_bytes(fp8),
+                    "{dtype:?} {fp8:?}"
+                );
+                let names = [0, 1].map(|layer| names::layer(layer).kv_b_proj());
+                let stored: u64 = names.iter().filter_map(|name| checkpoint.bytes_of(name)).sum();
+                let wide: usize =
+                    names.iter().map(|name| checkpoint.weight(name).unwrap()).map(|w| w.rows * w.cols * 2).sum();
+                let whole = if fp8 == Fp8Weights::Kept { stored } else { wide as u64 };
+                assert_eq!(trunk_bytes(&checkpoint, false, fp8), exact + whole, "{dtype:?} {fp8:?}");
+            }
+        }
     }
 }

@@ -31,8 +31,9 @@ impl DeviceKind {
     /// What becomes of weights in FP8 on such a device.
     pub fn fp8_weights(self) -> Fp8Weights {
         match self {
-            Self::Reference | Self::Cpu => Fp8Weights::Widened,
-            Self::Cuda => Fp8Weights::Kept,
+            Self::Reference => Fp8Weights::Widened,
+            Self::Cpu => Fp8Weights::Kept,
+            Self::Cuda => Fp8Weights::Multiplied,
         }
     }
 }

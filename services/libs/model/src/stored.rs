@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use conclave_kernels::Dtype;
 
 use crate::sizes::{Part, Sizes};
-use crate::tensors::{Shard, ignored};
+use crate::tensors::{FP8, Shard, ignored};
 use crate::{ModelConfig, names};
 
 /// Elements and bytes of a checkpoint's tensors, part by part.
@@ -46,7 +46,7 @@ impl StoredSizes {
 
     fn count_heads(&mut self, name: &str, dtype: &str, bytes: u64) {
         let scales = name.ends_with(names::SCALES);
-        if names::is_of_heads(name) && (scales || dtype == "F8_E4M3") {
+        if names::is_of_heads(name) && (scales || dtype == FP8) {
             self.heads[usize::from(scales)] += bytes;
         }
     }

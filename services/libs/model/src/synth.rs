@@ -1,7 +1,7 @@
 //! Random-weight checkpoints of true shapes, for measuring and for tests.
 //!
-//! Matrices are normal with a standard deviation of 0.02, norms are 1, all in bf16. Every tensor follows from the seed
-//! and its name alone. There is no tokenizer: such a checkpoint serves token ids.
+//! Matrices are normal with a standard deviation of 0.02, norms are 1, all in bf16; or projections in FP8, with scales that are all
+//! the same. Every tensor follows from the seed and its name alone. There is no tokenizer: such a checkpoint serves token ids.
 
 mod plan;
 mod random;
@@ -16,13 +16,13 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 
-use plan::{Chunk, ShardPlan};
+use half::bf16;
+use plan::{Chunk, Content, ShardPlan};
 use random::Normal;
 
 use crate::config::presets;
-use crate::sizes::Sizes;
 use crate::sources::INDEX;
-use crate::{ModelConfig, ModelError, sys};
+use crate::{BlockQuantization, ModelConfig, ModelError, sys};
 
 /// Which model's shapes to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +71,35 @@ impl FromStr for Preset {
     }
 }
 
+/// Element types of what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SynthDtype {
+    /// bf16 throughout.
+    #[default]
+    Bf16,
+    /// Projections in FP8 with a scale for each block of 128 × 128, as V3 is released; the rest in bf16.
+    Fp8,
+}
+
+impl SynthDtype {
+    /// As a flag spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+        }
+    }
+}
+
+impl FromStr for SynthDtype {
+    type Err = SynthError;
+
+    fn from_str(name: &str) -> Result<Self, SynthError> {
+        let dtype = [Self::Bf16, Self::Fp8].into_iter().find(|dtype| dtype.name() == name);
+        dtype.ok_or_else(|| SynthError::Dtype { found: name.into() })
+    }
+}
+
 /// What to write, and where.
 #[derive(Debug, Clone)]
 pub struct SynthOptions {
@@ -80,6 +109,8 @@ pub struct SynthOptions {
     pub layers: Option<usize>,
     /// Vocabulary, where not the preset's.
     pub vocab: Option<usize>,
+    /// Of the weights.
+    pub dtype: SynthDtype,
     /// Decides all weights.
     pub seed: u64,
     /// Directory to write into: new or empty.
@@ -90,8 +121,11 @@ pub struct SynthOptions {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SynthError {
     /// A preset that is not known.
-    #[error("preset: found {found:?}, expected \"v2\", \"v2-lite\" or \"tiny\"")]
+    #[error("preset: found {found:?}, expected \"v2\", \"v2-lite\", \"v3\" or \"tiny\"")]
     Preset { found: String },
+    /// An element type that is not known.
+    #[error("dtype: found {found:?}, expected \"bf16\" or \"fp8\"")]
+    Dtype { found: String },
     /// A directory with something in it.
     #[error("{}: found {entry:?} in it, expected a new or empty directory", path.display())]
     NotEmpty { path: PathBuf, entry: String },
@@ -116,6 +150,9 @@ pub struct Written {
 
 const CONFIG: &str = "config.json";
 
+/// Of what is in FP8.
+const BLOCK: BlockQuantization = BlockQuantization { rows: 128, cols: 128 };
+
 /// Bytes of one tensor file, unless a single tensor is larger.
 const SHARD_BYTES: u64 = 4 << 30;
 /// Bytes made and written at once by one thread.
@@ -132,6 +169,7 @@ impl SynthOptions {
         let mut config = self.preset.config();
         config.layers = self.layers.unwrap_or(config.layers);
         config.vocab = self.vocab.unwrap_or(config.vocab);
+        config.quantization = (self.dtype == SynthDtype::Fp8).then_some(BLOCK);
         if config.bos_token.into_iter().chain(config.eos_tokens.clone()).any(|id| id as usize >= config.vocab) {
             config.bos_token = Some(0);
             config.eos_tokens = vec![1];
@@ -182,8 +220,8 @@ pub fn write(options: &SynthOptions, watch: &dyn Watch) -> Result<Written, Model
 fn write_shards(options: &SynthOptions, shard_bytes: u64, watch: &dyn Watch) -> Result<Written, ModelError> {
     let config = options.config()?;
     let is_new = !options.out.exists();
-    prepare(&options.out, Sizes::of(&config).total() * random::ELEMENT_BYTES)?;
     let shards = plan::plan(&config, shard_bytes);
+    prepare(&options.out, shards.iter().map(ShardPlan::file_bytes).sum())?;
     let written = write_files(options, &config, &shards, watch);
     if written.is_err() {
         clear(&options.out, &shards, is_new);
@@ -288,10 +326,12 @@ impl Writer<'_> {
 }
 
 fn fill(chunk: &Chunk<'_>, seed: u64, normal: &Normal, out: &mut [u8]) {
-    if chunk.ones {
-        random::ones(out);
-    } else {
-        normal.fill(random::key(seed, chunk.name), chunk.offset / random::ELEMENT_BYTES, out);
+    let key = random::key(seed, chunk.name);
+    match chunk.content {
+        Content::Ones => random::repeat(bf16::ONE.to_le_bytes(), out),
+        Content::Normal => normal.fill_bf16(key, chunk.first, out),
+        Content::Fp8 => normal.fill_e4m3(key, chunk.first, out),
+        Content::Scales => random::repeat(random::SCALE.to_le_bytes(), out),
     }
 }
 

@@ -11,7 +11,7 @@ mod tests;
 pub(crate) use expected::{Expected, expected};
 use header::Entry;
 
-pub(crate) use check::{Form, Location, Placement, Shard, ignored, place};
+pub(crate) use check::{FP8, Form, Location, Placement, Shard, ignored, may_be_fp8, place, scales};
 pub use error::TensorError;
 pub(crate) use header::{HEADER_PREFIX, header_bytes, parse as parse_header};
 pub(crate) use index::Index;

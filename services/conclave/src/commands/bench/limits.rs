@@ -69,16 +69,13 @@ impl Costs {
     }
 
     /// Of a checkpoint on the device with this numerics id: the reference device keeps weights as stored (those in FP8 in f32) and
-    /// latents in f32, all others have bf16 for both; CUDA keeps matrices in FP8 as they are.
+    /// latents in f32, all others have bf16 for both, and keep matrices in FP8 as they are.
     pub fn on(checkpoint: &Checkpoint, numerics: &str) -> Self {
         let stored = || checkpoint.tensors().find(|tensor| tensor.part == Part::LmHead).map(|tensor| tensor.dtype);
         if numerics.starts_with("reference") {
             return Self::new(checkpoint.config(), stored().unwrap_or(Dtype::F32), Dtype::F32);
         }
         let costs = Self::new(checkpoint.config(), Dtype::Bf16, Dtype::Bf16);
-        if !numerics.starts_with("cuda") {
-            return costs;
-        }
         let mut part_bytes = [0.0; Part::ALL.len()];
         for tensor in checkpoint.tensors() {
             let elements = tensor.shape.iter().product::<usize>();
@@ -181,7 +178,9 @@ pub fn expected_experts(experts: usize, chosen: usize, rows: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use conclave_model::synth::{Preset, SynthOptions};
+    use std::path::PathBuf;
+
+    use conclave_model::synth::{self, Preset, SynthDtype, SynthOptions};
 
     use super::*;
 
@@ -189,11 +188,13 @@ mod tests {
         Costs::new(&preset.config(), Dtype::Bf16, Dtype::Bf16)
     }
 
+    fn six_layers(dtype: SynthDtype, out: PathBuf) -> SynthOptions {
+        SynthOptions { preset: Preset::V2Lite, layers: Some(6), vocab: Some(32000), dtype, seed: 0, out }
+    }
+
     /// V2-Lite's layers, six of them, with a small vocabulary.
     fn lite6() -> Costs {
-        let options =
-            SynthOptions { preset: Preset::V2Lite, layers: Some(6), vocab: Some(32000), seed: 0, out: "x".into() };
-        Costs::new(&options.config().unwrap(), Dtype::Bf16, Dtype::Bf16)
+        Costs::new(&six_layers(SynthDtype::Bf16, "x".into()).config().unwrap(), Dtype::Bf16, Dtype::Bf16)
     }
 
     fn close(found: f64, expected: f64, digits: f64) {
@@ -239,6 +240,25 @@ mod tests {
         let rates = Rates { read: 10.0, flops: 100.0 };
         assert_eq!(rates.seconds(Work { bytes: 20.0, flops: 100.0 }), 2.0);
         assert_eq!(rates.seconds(Work { bytes: 20.0, flops: 500.0 }), 5.0);
+    }
+
+    #[test]
+    fn weights_in_fp8_are_read_as_they_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("m");
+        let options = SynthOptions { preset: Preset::Tiny, ..six_layers(SynthDtype::Fp8, out.clone()) };
+        let config = synth::write(&options, &|_, _| ()).unwrap().config;
+        let checkpoint = Checkpoint::open(out.to_str().unwrap()).unwrap();
+        let [cuda, cpu, wide] = ["cuda-sm90-2-x", "cpu-avx2-3", "reference-1"].map(|id| Costs::on(&checkpoint, id));
+        let kept = checkpoint.loaded_bytes(Fp8Weights::Kept) as f64;
+        assert_eq!(wide.total_bytes(), 2.0 * Sizes::of(&config).total() as f64);
+        assert_eq!((cuda.total_bytes(), cpu.total_bytes()), (kept, kept));
+        // Of an expert, each element a byte, and its scales.
+        let expert =
+            checkpoint.loaded_bytes_of("model.layers.1.mlp.experts.0.up_proj.weight", Fp8Weights::Kept).unwrap();
+        let calls = [&cpu, &wide].map(|costs| costs.layer_call());
+        assert!(calls[0].bytes > 3.0 * expert as f64 && calls[0].bytes < 0.51 * calls[1].bytes, "{calls:?}");
+        assert_eq!(calls[0].flops, calls[1].flops);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use conclave_expert::ExpertConfig;
 use conclave_kernels::Device;
 use conclave_model::{
     Checkpoint,
-    synth::{self, Preset, SynthOptions},
+    synth::{self, Preset, SynthDtype, SynthOptions},
 };
 use conclave_proto::{
     CellId, GroupId, InstanceId,
@@ -141,7 +141,8 @@ pub async fn tiny_model(files: &TempDir) -> Result<Arc<Checkpoint>> {
     let out = files.path().join("model");
     blocking("make a tiny model", move || {
         let location = out.display().to_string();
-        let options = SynthOptions { preset: Preset::Tiny, layers: None, vocab: None, seed: 0, out };
+        let (preset, dtype) = (Preset::Tiny, SynthDtype::Bf16);
+        let options = SynthOptions { preset, layers: None, vocab: None, dtype, seed: 0, out };
         synth::write(&options, &|_, _| {})?;
         Ok(Arc::new(Checkpoint::open(&location)?))
     })

@@ -341,7 +341,7 @@ mod tests {
         let report = run(&args(&["--url", &server.address, "--pids", &pid])).await.unwrap();
         assert_eq!((samples(&report, "prefill 8"), samples(&report, "decode 2 streams, context 8")), (2, 2));
         assert_eq!(report.processes.len(), 1);
-        assert_eq!(report.numerics, "cpu-portable-2");
+        assert_eq!(report.numerics, "cpu-portable-3");
         assert!(report.figures.iter().all(|figure| figure.limits.is_empty()), "no checkpoint, no limits");
     }
 }

@@ -145,7 +145,7 @@ mod tests {
         let expected = "\
 cluster   default, as http://127.0.0.1:50051 sees it; coordinator reachable
 model     demo, context 0, fingerprint f00df00df00d
-numerics  cpu-avx2-2, all members alike
+numerics  cpu-avx2-3, all members alike
 
 MEMBER         STATE  HEALTH  CELLS  LOAD  AGE  ADDRESS
 router

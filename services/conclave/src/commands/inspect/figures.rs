@@ -93,7 +93,7 @@ fn part_sizes(parameters: impl Fn(Part) -> u64, bytes: impl Fn(Part) -> u64) -> 
 
 impl Basis {
     fn of(config: &ModelConfig, sizes: &Sizes, stored: &StoredSizes, fp8: Fp8Weights) -> Self {
-        let as_they_are = config.quantization.is_none() || fp8 == Fp8Weights::Kept;
+        let as_they_are = config.quantization.is_none() || fp8 != Fp8Weights::Widened;
         if as_they_are && stored.covers(sizes) { Self::Stored } else { Self::Bf16 }
     }
 }
@@ -154,7 +154,10 @@ impl Memory {
 
 #[cfg(test)]
 mod tests {
-    use conclave_model::synth::Preset;
+    use conclave_model::{
+        Checkpoint, Survey,
+        synth::{self, Preset, SynthDtype, SynthOptions},
+    };
 
     use super::*;
 
@@ -177,6 +180,28 @@ mod tests {
             (parts(&config, &nothing, Fp8Weights::Widened).iter().map(|part| part.share).sum::<f64>() - 1.0).abs()
                 < 1e-9
         );
+    }
+
+    #[test]
+    fn weights_in_fp8_count_as_the_device_keeps_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let out = dir.path().join("m");
+        let (preset, dtype, location) = (Preset::Tiny, SynthDtype::Fp8, out.display().to_string());
+        let options = SynthOptions { preset, layers: None, vocab: None, dtype, seed: 0, out };
+        let config = synth::write(&options, &|_, _| ()).unwrap().config;
+        let (checkpoint, survey) = (Checkpoint::open(&location).unwrap(), Survey::of(&location).unwrap());
+        let [kept, widened] =
+            [Fp8Weights::Kept, Fp8Weights::Widened].map(|fp8| (fp8, Figures::new(&config, &survey.stored, fp8)));
+        for (fp8, figures) in [&kept, &widened] {
+            assert_eq!(figures.bytes, checkpoint.loaded_bytes(*fp8), "{fp8:?}");
+            assert_eq!(figures.cell_bytes, checkpoint.cell_bytes(*fp8), "{fp8:?}");
+            assert_eq!(figures.trunk_bytes + 8 * figures.cell_bytes, figures.bytes, "{fp8:?}");
+            let of_parts: u64 = parts(&config, &survey.stored, *fp8).iter().map(|part| part.bytes).sum();
+            assert_eq!(of_parts, figures.bytes, "{fp8:?}");
+        }
+        assert_eq!((kept.1.basis, widened.1.basis), (Basis::Stored, Basis::Bf16));
+        assert_eq!(widened.1.bytes, 2 * widened.1.parameters);
+        assert!(kept.1.decoded_bytes * 3 < widened.1.decoded_bytes * 2, "{} bytes", kept.1.decoded_bytes);
     }
 
     #[test]

@@ -189,7 +189,7 @@ pub mod tests {
             address: "http://127.0.0.1:7000".into(),
             state: "ready".into(),
             fingerprint: "f00d".repeat(16),
-            numerics: if role == "router" { String::new() } else { "cpu-avx2-2".into() },
+            numerics: if role == "router" { String::new() } else { "cpu-avx2-3".into() },
             cells: Vec::new(),
             age_ms: 90_000,
             load: 0,
@@ -252,7 +252,7 @@ pub mod tests {
         assert_eq!((view.cells[0].replicas.len(), view.cells[1].replicas.len()), (2, 1));
         assert_eq!((view.cells[3].rows, view.cells[3].share), (400, 0.4));
         assert_eq!(view.members[2].cells, "0-1");
-        assert_eq!(view.numerics(), ["cpu-avx2-2"]);
+        assert_eq!(view.numerics(), ["cpu-avx2-3"]);
     }
 
     #[test]

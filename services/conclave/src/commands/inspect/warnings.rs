@@ -92,7 +92,7 @@ mod tests {
         let mut members = healthy();
         members.push(ClusterMember {
             fingerprint: "beef".repeat(16),
-            numerics: "cpu-portable-2".into(),
+            numerics: "cpu-portable-3".into(),
             ..expert("expert-3", &[0])
         });
         members.push(ClusterMember { numerics: "reference-1".into(), ..expert("expert-4", &[0]) });
@@ -102,7 +102,7 @@ mod tests {
             view(members).warnings,
             [
                 "expert-3 has another checkpoint (beefbeefbeef, not f00df00df00d): it gets no work",
-                "numerics ids are mixed (cpu-avx2-2, reference-1): bits may differ between replicas",
+                "numerics ids are mixed (cpu-avx2-3, reference-1): bits may differ between replicas",
                 "expert-5 is set aside: calls to it failed",
                 "expert-6 has no record any more, its lease has run out: used until a call to it fails",
             ]

@@ -13,7 +13,7 @@ use conclave_kernels::Fp8Weights;
 use conclave_model::{
     StoredSizes,
     sizes::Sizes,
-    synth::{self, Preset, SynthOptions, Watch, Written},
+    synth::{self, Preset, SynthDtype, SynthOptions, Watch, Written},
 };
 use conclave_serve::shutdown;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +32,7 @@ use progress::Progress;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  conclave synth --preset tiny --out /tmp/tiny\n  \
                         conclave synth --preset v2-lite --layers 4 --out /tmp/lite\n  \
+                        conclave synth --preset v3 --layers 4 --dtype fp8 --out /tmp/v3\n  \
                         conclave synth --preset v2 --dry-run\n\n\
                         Every weight follows from the seed. There is no tokenizer: the checkpoint serves token ids.")]
 pub struct SynthArgs {
@@ -44,6 +45,9 @@ pub struct SynthArgs {
     /// Vocabulary, where not the preset's.
     #[arg(long, env = "CONCLAVE_SYNTH_VOCAB", value_name = "N")]
     vocab: Option<usize>,
+    /// Element type of the projections: bf16, or fp8 with a scale for each block of 128 x 128. The rest is in bf16.
+    #[arg(long, env = "CONCLAVE_SYNTH_DTYPE", value_name = "bf16|fp8", default_value = "bf16")]
+    dtype: SynthDtype,
     /// Decides all weights.
     #[arg(long, env = "CONCLAVE_SYNTH_SEED", value_name = "N", default_value = "0")]
     seed: u64,
@@ -64,6 +68,7 @@ pub async fn run(args: SynthArgs) -> Result<()> {
         preset: args.preset,
         layers: args.layers,
         vocab: args.vocab,
+        dtype: args.dtype,
         seed: args.seed,
         out: args.out.unwrap_or_default(),
     };
@@ -110,7 +115,8 @@ fn sizes(plan: &Written, style: Style) -> String {
     let figures = Figures::new(&plan.config, &stored, Fp8Weights::Widened);
     let list = |entries: &[(&str, String)]| fields(entries, NAMES, print::WIDTH, style);
     let mut figures = size_figures(&figures);
-    figures.push(("on disk", format!("{} in {}, in bf16", bytes(plan.bytes), files(plan.files))));
+    let dtype = if plan.config.quantization.is_some() { SynthDtype::Fp8 } else { SynthDtype::Bf16 }.name();
+    figures.push(("on disk", format!("{} in {}, in {dtype}", bytes(plan.bytes), files(plan.files))));
     let table = parts_table(&parts(&plan.config, &stored, Fp8Weights::Widened), print::WIDTH, style);
     format!("{}\n{table}\n{}", list(&architecture(&plan.config)), list(&figures))
 }
@@ -135,7 +141,8 @@ mod tests {
     use super::*;
 
     fn plan(preset: Preset) -> Written {
-        SynthOptions { preset, layers: None, vocab: None, seed: 0, out: PathBuf::new() }.plan().unwrap()
+        let dtype = SynthDtype::Bf16;
+        SynthOptions { preset, layers: None, vocab: None, dtype, seed: 0, out: PathBuf::new() }.plan().unwrap()
     }
 
     #[test]

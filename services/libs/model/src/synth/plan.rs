@@ -2,9 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::random::ELEMENT_BYTES;
 use crate::ModelConfig;
-use crate::tensors::expected;
+use crate::tensors::{Expected, FP8, expected, may_be_fp8, scales};
 
 /// One file to be written.
 #[derive(Debug)]
@@ -15,9 +14,34 @@ pub(super) struct ShardPlan {
     tensors: Vec<Planned>,
 }
 
+/// What a tensor holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// bf16, of norms.
+    Ones,
+    /// bf16, of matrices.
+    Normal,
+    /// The same in e4m3.
+    Fp8,
+    /// f32, of matrices in e4m3.
+    Scales,
+}
+
+impl Content {
+    /// As the format spells the element type, and bytes of an element.
+    fn element(self) -> (&'static str, u64) {
+        match self {
+            Self::Ones | Self::Normal => ("BF16", 2),
+            Self::Fp8 => (FP8, 1),
+            Self::Scales => ("F32", 4),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Planned {
     name: String,
+    content: Content,
     shape: Vec<usize>,
     /// From the end of the header.
     begin: u64,
@@ -28,10 +52,9 @@ struct Planned {
 #[derive(Debug)]
 pub(super) struct Chunk<'a> {
     pub(super) name: &'a str,
-    /// Norms, of one dimension, are all ones.
-    pub(super) ones: bool,
-    /// From the start of the tensor.
-    pub(super) offset: u64,
+    pub(super) content: Content,
+    /// Elements before it in the tensor.
+    pub(super) first: u64,
     /// From the end of the header.
     pub(super) begin: u64,
     pub(super) bytes: u64,
@@ -52,8 +75,8 @@ impl ShardPlan {
         let chunks = self.tensors.iter().flat_map(|tensor| {
             pieces(tensor).map(|offset| Chunk {
                 name: &tensor.name,
-                ones: tensor.shape.len() == 1,
-                offset,
+                content: tensor.content,
+                first: offset / tensor.content.element().1,
                 begin: tensor.begin + offset,
                 bytes: limit.min(tensor.bytes - offset),
             })
@@ -66,13 +89,13 @@ impl ShardPlan {
 pub(super) fn plan(config: &ModelConfig, limit: u64) -> Vec<ShardPlan> {
     let mut shards: Vec<Vec<Planned>> = vec![Vec::new()];
     let mut end = 0;
-    for tensor in expected(config) {
-        let bytes = tensor.shape.iter().product::<usize>() as u64 * ELEMENT_BYTES;
+    for (tensor, content) in expected(config).flat_map(|tensor| contents(config, tensor)) {
+        let bytes = tensor.shape.iter().product::<usize>() as u64 * content.element().1;
         if end > 0 && end + bytes > limit {
             shards.push(Vec::new());
             end = 0;
         }
-        let planned = Planned { name: tensor.name, shape: tensor.shape, begin: end, bytes };
+        let planned = Planned { name: tensor.name, content, shape: tensor.shape, begin: end, bytes };
         if let Some(shard) = shards.last_mut() {
             shard.push(planned);
         }
@@ -87,6 +110,18 @@ pub(super) fn plan(config: &ModelConfig, limit: u64) -> Vec<ShardPlan> {
     shards.into_iter().enumerate().map(shard).collect()
 }
 
+/// A tensor, and its scales if it is to be in FP8.
+fn contents(config: &ModelConfig, tensor: Expected) -> Vec<(Expected, Content)> {
+    match config.quantization {
+        Some(block) if may_be_fp8(&tensor) => {
+            let scales = scales(&tensor, block);
+            vec![(tensor, Content::Fp8), (scales, Content::Scales)]
+        }
+        _ if tensor.shape.len() == 1 => vec![(tensor, Content::Ones)],
+        _ => vec![(tensor, Content::Normal)],
+    }
+}
+
 fn file_name(index: usize, count: usize) -> String {
     if count == 1 { "model.safetensors".into() } else { format!("model-{:05}-of-{count:06}.safetensors", index + 1) }
 }
@@ -94,7 +129,10 @@ fn file_name(index: usize, count: usize) -> String {
 fn header(tensors: &[Planned]) -> Vec<u8> {
     let entry = |tensor: &Planned| {
         let offsets = [tensor.begin, tensor.begin + tensor.bytes];
-        (tensor.name.clone(), json!({"dtype": "BF16", "shape": tensor.shape, "data_offsets": offsets}))
+        (
+            tensor.name.clone(),
+            json!({"dtype": tensor.content.element().0, "shape": tensor.shape, "data_offsets": offsets}),
+        )
     };
     let mut text = Value::Object(tensors.iter().map(entry).collect::<Map<_, _>>()).to_string();
     text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));

@@ -6,8 +6,13 @@ use super::*;
 use crate::sizes::Sizes;
 use crate::{Checkpoint, names, testing};
 
+fn nothing() -> SynthOptions {
+    let (preset, dtype) = (Preset::Tiny, SynthDtype::Bf16);
+    SynthOptions { preset, layers: None, vocab: None, dtype, seed: 0, out: PathBuf::new() }
+}
+
 fn options(out: &Path) -> SynthOptions {
-    SynthOptions { preset: Preset::Tiny, layers: Some(2), vocab: None, seed: 1, out: out.join("checkpoint") }
+    SynthOptions { preset: Preset::Tiny, layers: Some(2), seed: 1, out: out.join("checkpoint"), ..nothing() }
 }
 
 fn open(options: &SynthOptions) -> Checkpoint {
@@ -37,13 +42,34 @@ fn the_tiny_preset_opens_and_has_its_sizes() {
 fn every_preset_is_sound_and_can_be_resized() {
     for preset in Preset::ALL {
         assert_eq!(preset.name().parse::<Preset>().unwrap(), preset);
-        let options = SynthOptions { preset, layers: Some(3), vocab: Some(1000), seed: 0, out: PathBuf::new() };
+        let options = SynthOptions { preset, layers: Some(3), vocab: Some(1000), ..nothing() };
         let config = options.config().unwrap();
         assert_eq!((config.layers, config.vocab), (3, 1000));
         assert!(config.eos_tokens.iter().all(|id| *id < 1000));
     }
     let error = "v9".parse::<Preset>().unwrap_err().to_string();
     assert!(error.contains("\"v9\"") && error.contains("v2-lite"), "{error}");
+}
+
+#[test]
+fn projections_are_written_in_fp8_where_that_is_asked_for() {
+    let (wide, checkpoint) = (written(|_| ()), written(|options| options.dtype = SynthDtype::Fp8));
+    assert_eq!(checkpoint.config().quantization, Some(BLOCK));
+    let names = names::layer(1);
+    let name = names.expert(3).down_proj();
+    let [found, expected] = [&checkpoint, &wide].map(|checkpoint| checkpoint.weight(&name).unwrap());
+    let scales = found.scales.unwrap();
+    assert_eq!((found.shape(), scales.block), (expected.shape(), (BLOCK.rows, BLOCK.cols)));
+    assert_eq!(found.data.len() * 2, expected.data.len());
+    assert!(scales.data.as_chunks().0.iter().all(|scale| *scale == random::SCALE.to_le_bytes()));
+    for name in [names.gate(), names.input_norm(), names::embed(), names::lm_head()] {
+        let [found, expected] = [&checkpoint, &wide].map(|checkpoint| checkpoint.weight(&name).unwrap());
+        assert!(found.scales.is_none() && found.data == expected.data, "{name}");
+    }
+    assert!(checkpoint.total_bytes() < wide.total_bytes() * 2 / 3);
+    assert_eq!("fp8".parse(), Ok(SynthDtype::Fp8));
+    let error = "int4".parse::<SynthDtype>().unwrap_err().to_string();
+    assert_eq!(error, "dtype: found \"int4\", expected \"bf16\" or \"fp8\"");
 }
 
 #[test]

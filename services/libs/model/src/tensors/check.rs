@@ -39,7 +39,7 @@ impl Location {
     /// Bytes that it takes on a device that computes in bf16 and does this with matrices in FP8.
     pub(crate) fn loaded_bytes(&self, fp8: Fp8Weights) -> u64 {
         match (self.form, fp8) {
-            (Form::Plain, _) | (_, Fp8Weights::Kept) => self.bytes,
+            (Form::Plain, _) | (_, Fp8Weights::Kept | Fp8Weights::Multiplied) => self.bytes,
             (Form::Quantised(_), Fp8Weights::Widened) => self.bytes * Dtype::Bf16.size() as u64,
             (Form::Scales, Fp8Weights::Widened) => 0,
         }
@@ -114,17 +114,23 @@ impl Placement {
     }
 }
 
-/// Projections may be quantised where the configuration says so: not norms, embeddings, gates and the output.
 fn form(config: &ModelConfig, wanted: &Expected, entry: &Entry) -> Form {
-    let projection = matches!(wanted.part, Part::Attention | Part::Dense | Part::Shared | Part::Routed);
     match config.quantization {
-        Some(block) if entry.dtype == "F8_E4M3" && projection && wanted.shape.len() == 2 => Form::Quantised(block),
+        Some(block) if entry.dtype == FP8 && may_be_fp8(wanted) => Form::Quantised(block),
         _ => Form::Plain,
     }
 }
 
-/// The scales of a quantised matrix.
-fn scales(of: &Expected, block: BlockQuantization) -> Expected {
+/// As the format spells the element type.
+pub(crate) const FP8: &str = "F8_E4M3";
+
+/// Projections may be in FP8 where the configuration says so: not norms, embeddings, gates and the output.
+pub(crate) fn may_be_fp8(tensor: &Expected) -> bool {
+    matches!(tensor.part, Part::Attention | Part::Dense | Part::Shared | Part::Routed) && tensor.shape.len() == 2
+}
+
+/// The scales of a matrix in FP8.
+pub(crate) fn scales(of: &Expected, block: BlockQuantization) -> Expected {
     let shape = vec![of.shape[0].div_ceil(block.rows), of.shape[1].div_ceil(block.cols)];
     Expected { name: names::scales(&of.name), shape, part: of.part }
 }
