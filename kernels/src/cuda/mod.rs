@@ -6,6 +6,7 @@ mod batch;
 mod buffers;
 mod device;
 mod driver;
+mod driver_link;
 mod expanded;
 mod experts;
 #[cfg(feature = "cuda")]
@@ -17,6 +18,7 @@ mod graphs;
 mod ipc;
 mod kernel;
 mod launches;
+mod link;
 mod operand;
 #[cfg(feature = "cuda")]
 mod pinned;
@@ -30,6 +32,8 @@ mod shared;
 mod shared_map;
 #[cfg(feature = "cuda-shim")]
 mod shim;
+#[cfg(feature = "cuda-shim")]
+mod shim_link;
 pub mod sm90;
 mod sums;
 mod tensor_map;
@@ -41,6 +45,7 @@ pub use batch::CudaBatch;
 pub use buffers::CudaBuffer;
 pub use device::{Cuda, CudaFetched};
 pub use driver::{Arg, CudaError, Driver, Launch};
+pub use driver_link::{AnyLink, DriverLink};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
 #[cfg(feature = "cuda")]

@@ -5,6 +5,8 @@ mod agreement;
 mod cuda;
 mod exactness;
 mod expanded;
+#[cfg(feature = "cuda-shim")]
+mod links;
 #[path = "../cuda/numbers.rs"]
 #[allow(dead_code, reason = "shared with the tests of the CUDA kernels")]
 mod numbers;
