@@ -19,6 +19,8 @@ mod ipc;
 mod kernel;
 mod launches;
 mod link;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod operand;
 #[cfg(feature = "cuda")]
 mod pinned;
