@@ -83,11 +83,20 @@ class Tools:
         sanitizers = sorted(glob.glob("/usr/local/cuda*/bin/compute-sanitizer"))
         self.sanitizer = shutil.which("compute-sanitizer") or (sanitizers[-1] if sanitizers else None)
         self.cublas = library("libcublasLt.so")
-        self.nccl = library("libnccl.so")
+        self.nccl = self.linked("libnccl.so")
 
     def program(self, name):
         path = self.package / name
         return path if path.is_file() else None
+
+    def linked(self, name):
+        """The path of a library by exactly this name: packages have it as `name.2` alone."""
+        found, link = library(name), self.scratch / "lib" / name
+        if found is None or Path(found).name == name:
+            return found
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(found)
+        return str(link)
 
     def unpacked(self, name):
         """The path of a program that is carried as `name.gz`."""

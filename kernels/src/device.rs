@@ -331,7 +331,7 @@ pub trait Device: Send + Sync + 'static {
         let _ = bytes;
         Err(KernelError::NotLinked { device: self.numerics() })
     }
-    /// Memory of `bytes` zeros as [`Device::share`] gives it, which no other process can open.
+    /// Memory of `bytes` bytes as [`Device::share`] gives it, but with anything in it, and no other process can open it.
     ///
     /// # Errors
     /// When the device has none such, or not as much.
@@ -339,17 +339,24 @@ pub trait Device: Send + Sync + 'static {
         let _ = bytes;
         Err(KernelError::NotLinked { device: self.numerics() })
     }
-    /// A fresh id, for a link of this device with one other.
+    /// Whether the device has links to others.
     ///
     /// # Errors
-    /// When the device has no links ([`KernelError::NotLinked`]), or lacks what they need here.
+    /// When it has none ([`KernelError::NotLinked`]), or lacks what they need here.
+    fn check_links(&self) -> Result<(), KernelError> {
+        Err(KernelError::NotLinked { device: self.numerics() })
+    }
+    /// A fresh id, for a link of this device with one other. The device may wait for who joins by it until the process ends.
+    ///
+    /// # Errors
+    /// As for [`Device::check_links`].
     fn link_id(&self) -> Result<Vec<u8>, KernelError> {
         Err(KernelError::NotLinked { device: self.numerics() })
     }
     /// Joins the link of this id; waits for the other end.
     ///
     /// # Errors
-    /// As for [`Device::link_id`], when the id is of another kind, or the other end does not join in time.
+    /// As for [`Device::check_links`], when the id is of another kind, or the other end does not join in time.
     fn link<'d>(
         &'d self,
         id: &[u8],

@@ -426,6 +426,10 @@ impl<D: Driver> Device for Cuda<D> {
         Ok(CudaShared::kept(&self.driver, bytes)?)
     }
 
+    fn check_links(&self) -> Result<(), KernelError> {
+        Ok(self.driver.check_links()?)
+    }
+
     fn link_id(&self) -> Result<Vec<u8>, KernelError> {
         Ok(self.driver.link_id()?)
     }

@@ -126,17 +126,24 @@ pub trait Driver: Send + Sync + 'static {
         self.download(memory, offset, bytes)
     }
 
-    /// A fresh id, for a link of this device with one other.
+    /// Whether there are links to devices of other processes.
     ///
     /// # Errors
-    /// When there are no links, or something that they need is missing.
+    /// When there are none, or something that they need is missing.
+    fn check_links(&self) -> Result<(), CudaError> {
+        Err(unlinked(&self.name()))
+    }
+    /// A fresh id, for a link of this device with one other. The driver may wait for who joins by it until the process ends.
+    ///
+    /// # Errors
+    /// As for [`Driver::check_links`].
     fn link_id(&self) -> Result<Vec<u8>, CudaError> {
         Err(unlinked(&self.name()))
     }
     /// Joins the link of this id; waits for the other end.
     ///
     /// # Errors
-    /// As for [`Driver::link_id`], when the id is none of this kind of driver, or the other end does not join in time.
+    /// As for [`Driver::check_links`], when the id is none of this kind of driver, or the other end does not join in time.
     fn link<'d>(&'d self, id: &[u8], end: LinkEnd, until: &Until<'_>) -> Result<AnyLink<'d, Self>, CudaError>
     where
         Self: Sized,

@@ -403,6 +403,10 @@ impl Driver for Gpu {
         Ok(())
     }
 
+    fn check_links(&self) -> Result<(), CudaError> {
+        nccl::check_present()
+    }
+
     fn link_id(&self) -> Result<Vec<u8>, CudaError> {
         nccl::fresh_id()
     }

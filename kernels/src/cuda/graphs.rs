@@ -264,6 +264,10 @@ impl<D: GraphDriver> Driver for Graphs<D> {
         self.0.driver.download_beside(&memory.memory, offset, bytes)
     }
 
+    fn check_links(&self) -> Result<(), CudaError> {
+        self.0.driver.check_links()
+    }
+
     fn link_id(&self) -> Result<Vec<u8>, CudaError> {
         self.0.driver.link_id()
     }

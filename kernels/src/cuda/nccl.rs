@@ -40,8 +40,8 @@ pub(super) fn fresh_id() -> Result<Vec<u8>, CudaError> {
     Ok(bytemuck::cast_slice(&id.internal).to_vec())
 }
 
-/// Calls into a library that is not there end in a panic.
-fn check_present() -> Result<(), CudaError> {
+/// Says what is missing: calls into a library that is not there end in a panic.
+pub(super) fn check_present() -> Result<(), CudaError> {
     static PRESENT: OnceLock<bool> = OnceLock::new();
     // SAFETY: only opens and closes the library.
     if *PRESENT.get_or_init(|| unsafe { sys::is_culib_present() }) {

@@ -19,13 +19,9 @@ impl<M> CudaShared<M> {
         Ok((Self { memory, bytes }, handle))
     }
 
-    /// The same without a handle.
+    /// Memory of `bytes` bytes for this process alone.
     pub(super) fn kept<D: Driver<Memory = M>>(driver: &D, bytes: usize) -> Result<Self, CudaError> {
-        let memory = driver.allocate(bytes)?;
-        driver.zero(&memory, 0..bytes)?;
-        // Others than the queue may use it at once.
-        driver.download(&memory, 0, &mut [])?;
-        Ok(Self { memory, bytes })
+        Ok(Self { memory: driver.allocate(bytes)?, bytes })
     }
 
     /// Another process's, of at least `bytes` bytes.

@@ -110,6 +110,7 @@ fn what_cannot_be_sent_or_received_is_named() {
     }
     let reference = Reference::new(Pool::new(1).unwrap());
     let none = "device reference-1: has no links to devices of other processes (expected one of kind cuda)";
+    assert_eq!(reference.check_links().unwrap_err().to_string(), none);
     assert_eq!(reference.link_id().unwrap_err().to_string(), none);
     assert_eq!(reference.link(&id, LinkEnd::Guest, &until).err().unwrap().to_string(), none);
     assert_eq!(reference.keep_board(1).unwrap_err().to_string(), none);

@@ -38,6 +38,7 @@ impl<D: Device> ShardPair<D> {
                 (board, sums, handle, None)
             }
             Way::Nccl => {
+                device.check_links()?;
                 let (board, sums) = (device.keep(board_bytes)?, device.keep(sums_bytes)?);
                 let link = Linked::start(device.clone(), offer.link.to_vec(), LinkEnd::Guest)?;
                 (board, sums, Vec::new(), Some(link))

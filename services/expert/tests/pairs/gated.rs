@@ -135,6 +135,10 @@ impl Driver for Gated {
         self.shim.download_beside(memory, offset, bytes)
     }
 
+    fn check_links(&self) -> Result<(), CudaError> {
+        self.shim.check_links()
+    }
+
     fn link_id(&self) -> Result<Vec<u8>, CudaError> {
         self.shim.link_id()
     }
