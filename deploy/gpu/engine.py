@@ -180,9 +180,7 @@ class Engine:
         over sockets."""
         if way.payload != "nccl":
             return lambda name: {}
-        libraries = {name: value for name, value in self.tools.environment().items() if name == "LD_LIBRARY_PATH"}
-        apart = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_NET": "Socket", "NCCL_IB_DISABLE": "1"}
-        return lambda name: libraries | apart | {"NCCL_HOSTID": name}
+        return lambda name: self.tools.environment() | {"NCCL_HOSTID": name}
 
     def serve(self, model, name):
         return serve(self.tools.conclave, model, self.device, self.steps.results / name)

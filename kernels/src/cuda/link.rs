@@ -8,6 +8,9 @@ use crate::{
     link::{Link, Until},
 };
 
+/// Bytes for numbers of rows at least.
+const INDEX: usize = 4096;
+
 /// One end of a link.
 pub(super) struct CudaLink<'d, D: Driver> {
     pub(super) driver: &'d D,
@@ -25,7 +28,7 @@ impl<D: Driver> CudaLink<'_, D> {
         let bytes = rows.len() * row_bytes;
         let x = (self.board)(rows.iter().max().map_or(0, |last| *last as usize + 1) * row_bytes)?;
         let out = through.address(self.driver, bytes)?;
-        let index = self.index.fit(self.driver, size_of_val(rows))?;
+        let index = self.index.fit(self.driver, size_of_val(rows).next_power_of_two().max(INDEX))?;
         self.link.upload(index, 0, bytemuck::cast_slice(rows))?;
         let rows_at = self.driver.address(index);
         let gather = GatherBf16 { x, rows: rows_at, out, hidden: hidden as u32, pairs: rows.len() as u32 };

@@ -7,6 +7,8 @@ mod exactness;
 mod expanded;
 #[cfg(feature = "cuda-shim")]
 mod links;
+#[cfg(feature = "cuda")]
+mod links_gpu;
 #[path = "../cuda/numbers.rs"]
 #[allow(dead_code, reason = "shared with the tests of the CUDA kernels")]
 mod numbers;

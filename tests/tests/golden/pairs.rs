@@ -37,22 +37,31 @@ const SHARDS: u32 = 2;
 /// Kernels on the shim are slow. The board has room for as many rows.
 const LENGTH: usize = 8;
 
-/// One device for all: it has the trunk's board.
-fn device() -> Arc<Cuda<Shim>> {
-    static DEVICE: OnceLock<Arc<Cuda<Shim>>> = OnceLock::new();
+type Gpu = Arc<Cuda<Shim>>;
+
+/// One device for all of a test: it has the trunk's board.
+fn device() -> Gpu {
+    static DEVICE: OnceLock<Gpu> = OnceLock::new();
     DEVICE.get_or_init(|| Arc::new(Cuda::new(Shim::new(9)))).clone()
+}
+
+/// That of the second test.
+fn second_device() -> Gpu {
+    static DEVICE: OnceLock<Gpu> = OnceLock::new();
+    DEVICE.get_or_init(|| Arc::new(Cuda::new(Shim::new(10)))).clone()
 }
 
 /// Experts, each served on a runtime of its own, which ends as a killed process does.
 struct Experts {
+    device: Gpu,
     membership: LocalMembership,
     registrations: Vec<Box<dyn Registration>>,
     runtimes: Vec<Runtime>,
 }
 
 impl Experts {
-    fn new() -> Self {
-        Self { membership: LocalMembership::new("pairs"), registrations: Vec::new(), runtimes: Vec::new() }
+    fn new(device: Gpu) -> Self {
+        Self { device, membership: LocalMembership::new("pairs"), registrations: Vec::new(), runtimes: Vec::new() }
     }
 
     /// One more with the cells of shard `index`, within this host or as on another, as rows and sums are to go.
@@ -63,7 +72,8 @@ impl Experts {
         let cells = choose(&choice, shape, &ClusterView::default(), &Loads::new(), usize::MAX).unwrap();
         let name = format!("expert-{}", self.runtimes.len());
         let expert = ExpertConfig::new(&name);
-        let service = ExpertService::start(expert, device(), checkpoint.clone(), &cells, &Registry::new()).unwrap();
+        let service =
+            ExpertService::start(expert, self.device.clone(), checkpoint.clone(), &cells, &Registry::new()).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (mut address, mut socket) = ("http://127.0.0.1:1".to_owned(), None);
         match way {
@@ -90,7 +100,7 @@ impl Experts {
             same_host: socket,
             cells,
             fingerprint: checkpoint.fingerprint().into(),
-            numerics: device().numerics(),
+            numerics: self.device.numerics(),
             hosts_dispatch: false,
             since_ms: 0,
         };
@@ -101,8 +111,8 @@ impl Experts {
     fn dispatch(&self, checkpoint: &Checkpoint, way: Way) -> (Arc<Dispatcher>, Registry) {
         let (fingerprint, hidden, registry) = (checkpoint.fingerprint(), checkpoint.config().hidden, Registry::new());
         let pair_device: Arc<dyn PairDevice> = match way {
-            Way::Ipc => Arc::new(BoardDevice::new(device(), LENGTH, hidden).unwrap()),
-            Way::Nccl => Arc::new(LinkDevice::new(device(), LENGTH, hidden).unwrap()),
+            Way::Ipc => Arc::new(BoardDevice::new(self.device.clone(), LENGTH, hidden).unwrap()),
+            Way::Nccl => Arc::new(LinkDevice::new(self.device.clone(), LENGTH, hidden).unwrap()),
         };
         let shards = RemoteShards::new(fingerprint, Duration::from_secs(30), Auto.host())
             .with_pairs(Pairs::Required(pair_device));
@@ -133,34 +143,38 @@ async fn the_trunks_rows_by_pairs_have_the_bits_of_messages() {
     let ids = demo_sequences()[0].ids[..LENGTH].to_vec();
     let expected = bits(&system.logits(&ids, ids.len()).await);
     for way in [Way::Ipc, Way::Nccl] {
-        let mut experts = Experts::new();
+        let mut experts = Experts::new(device());
         for index in 1..=SHARDS {
             experts.add(&checkpoint, index, way).await;
         }
         let (dispatch, registry) = experts.dispatch(&checkpoint, way);
+        system.dispatch_by(dispatch);
+        assert_eq!(bits(&system.logits(&ids, LENGTH / 4).await), expected, "{way:?}");
+        let (by_pair, in_messages) = (batches(&registry, way.name()), batches(&registry, "messages"));
         // Until links are there, batches go in messages.
-        assert_eq!(bits(&system.logits_by(dispatch.clone(), &ids).await), expected, "{way:?}");
-        let before = (batches(&registry, way.name()), batches(&registry, "messages"));
-        assert!(way == Way::Nccl || before.1 == 0, "none in messages: {before:?}");
-        assert_eq!(bits(&system.logits_by(dispatch, &ids).await), expected, "{way:?}");
-        let after = (batches(&registry, way.name()), batches(&registry, "messages"));
-        assert!(after.0 > before.0 && after.1 == before.1, "{way:?}: {before:?}, then {after:?}");
+        assert!(by_pair > 0 && (way == Way::Nccl || in_messages == 0), "{way:?}: {by_pair}, {in_messages} in messages");
     }
+}
 
-    // One of two experts for each cell, and the other while it serves.
-    let mut experts = Experts::new();
+#[tokio::test(flavor = "multi_thread")]
+async fn an_expert_killed_while_it_serves_by_a_link_loses_nothing() {
+    let mut system = System::start(&demo_model(), second_device, 1).await;
+    let checkpoint = system.checkpoint().clone();
+    let ids = demo_sequences()[0].ids[..LENGTH].to_vec();
+    let expected = bits(&system.logits(&ids, ids.len()).await);
+    let mut experts = Experts::new(second_device());
     for index in [1, 2, 1, 2] {
         experts.add(&checkpoint, index, Way::Nccl).await;
     }
     let (dispatch, registry) = experts.dispatch(&checkpoint, Way::Nccl);
-    assert_eq!(bits(&system.logits_by(dispatch.clone(), &ids).await), expected);
-    let before = batches(&registry, "nccl");
-    let (found, ()) = tokio::join!(system.logits_by(dispatch, &ids), async {
-        while batches(&registry, "nccl") < before + 3 {
+    system.dispatch_by(dispatch);
+    let (found, before) = tokio::join!(system.logits(&ids, 1), async {
+        while batches(&registry, "nccl") < 3 {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let ended = experts.runtimes.remove(0);
-        ended.shutdown_background();
+        experts.runtimes.remove(0).shutdown_background();
+        batches(&registry, "nccl")
     });
-    assert_eq!(bits(&found), expected, "an expert killed");
+    assert_eq!(bits(&found), expected);
+    assert!(batches(&registry, "nccl") > before, "the links with the others are as they were");
 }
