@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -26,7 +27,7 @@ class Processes:
     """Some processes, which end when this does."""
 
     def __init__(self, folder):
-        self.folder, self.running = folder, {}
+        self.folder, self.running, self.admin = folder, {}, None
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self):
@@ -35,10 +36,11 @@ class Processes:
     def __exit__(self, *_):
         self.stop()
 
-    def start(self, name, command):
+    def start(self, name, command, env=None):
         with open(self.folder / f"{name}.log", "wb") as log:
             self.running[name] = subprocess.Popen(
-                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                env=os.environ | (env or {}))
 
     def kill(self, name):
         """As a machine that loses power."""
@@ -83,6 +85,14 @@ class Processes:
         lines = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()
         return [line for line in lines if word in line]
 
+    def batches(self):
+        """Of attention: how many went to experts by which way of their rows."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin, timeout=2)
+        connection.request("GET", "/metrics")
+        text, series = connection.getresponse().read().decode(), 'conclave_dispatch_batches_total{payload="'
+        counts = (line.removeprefix(series).split('"} ') for line in text.splitlines() if line.startswith(series))
+        return {way: int(float(count)) for way, count in counts}
+
     def last_words(self, name):
         return " | ".join(self.lines(name)[-3:])
 
@@ -96,11 +106,12 @@ def serve(conclave, model, device, folder):
     return ready(processes, port), port
 
 
-def cluster(conclave, etcd, model, device, shards, attention, folder, data, both=()):
+def cluster(conclave, etcd, model, device, shards, attention, folder, data, both=(), env=lambda name: {}):
     """etcd (its files in `data`), an expert process for each of `shards`, attention with its own flags, a router; `both` are
-    flags of experts and attention. Gives the processes and the ports of its APIs."""
+    flags of experts and attention, `env` is more of the environment of each by its name. Gives the processes and the ports of
+    its APIs."""
     processes = Processes(folder)
-    etcd_port, peer, port, grpc = (free_port() for _ in range(4))
+    etcd_port, peer, port, grpc, processes.admin = (free_port() for _ in range(5))
     url, peers = f"http://127.0.0.1:{etcd_port}", f"http://127.0.0.1:{peer}"
     processes.start("etcd", [
         etcd, "--name", "local", "--data-dir", data, "--listen-client-urls", url,
@@ -109,10 +120,12 @@ def cluster(conclave, etcd, model, device, shards, attention, folder, data, both
     try:
         processes.wait(etcd_port, "/health")
         common = ["--model", model, "--etcd", url]
-        own = ["--device", device, "--grpc", "127.0.0.1:0", "--admin", "127.0.0.1:0", *both]
+        own = ["--device", device, "--grpc", "127.0.0.1:0", *both]
         for number, shard in enumerate(shards):
-            processes.start(f"expert-{number}", [conclave, "expert", *common, *own, "--shard", shard])
-        processes.start("attention", [conclave, "attention", *common, *own, *attention])
+            name, expert = f"expert-{number}", [*common, *own, "--admin", "127.0.0.1:0", "--shard", shard]
+            processes.start(name, [conclave, "expert", *expert], env(name))
+        attention = [*common, *own, "--admin", f"127.0.0.1:{processes.admin}", *attention]
+        processes.start("attention", [conclave, "attention", *attention], env("attention"))
         processes.start("router", [conclave, "router", *common, "--http", f"127.0.0.1:{port}", "--grpc", f"127.0.0.1:{grpc}"])
     except BaseException:
         processes.stop()

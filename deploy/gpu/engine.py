@@ -43,6 +43,23 @@ class Sizes:
         return cls(tiny, tiny, fp8, fp8, 64, "1,2", "1,2", 16, 4, 1, 512, 96)
 
 
+@dataclass(frozen=True)
+class Way:
+    """Of rows and sums."""
+
+    payload: str
+    near: bool = True  # messages go over sockets of the host
+
+    def name(self):
+        return self.payload if self.near else f"{self.payload} over TCP"
+
+    def file(self):
+        return self.payload if self.near else f"{self.payload}-tcp"
+
+    def flags(self):
+        return ["--payload", self.payload, *([] if self.near else ["--same-host", "off"])]
+
+
 def has_checkpoint(folder):
     return (folder / "config.json").exists()
 
@@ -91,7 +108,7 @@ class Engine:
             return
         self.make("make a small checkpoint", self.bits_model, self.sizes.bits)
         self.steps.call("same bits", lambda: self.same_bits(self.bits_model, ""), 100)
-        self.steps.call("ways of rows and sums", self.payloads, 100)
+        self.steps.call("ways of rows and sums", self.payloads, 150)
         if model:
             self.model = Path(model)
         elif not self.make("make a checkpoint", self.model, self.sizes.synth):
@@ -165,13 +182,20 @@ class Engine:
         if not self.tools.etcd:
             raise Skip("no etcd was carried")
 
-    def cluster(self, model, shards, name, payload=None):
-        """`payload`: layers are dispatched by attention itself, rows and sums go that way."""
+    def cluster(self, model, shards, name, way=None):
+        """`way`: layers are dispatched by attention itself, rows and sums go that way."""
         data = self.tools.scratch / f"etcd-{name}"
         programs, folder = (self.tools.conclave, self.tools.etcd), self.steps.results / name
-        attention = self.step() + (["--dispatch", "embedded"] if payload else [])
-        both = ["--payload", payload] if payload else []
-        return cluster(*programs, model, self.device, shards, attention, folder, data, both)
+        attention = self.step() + (["--dispatch", "embedded"] if way else [])
+        more = (way.flags(), self.environment(way)) if way else ()
+        return cluster(*programs, model, self.device, shards, attention, folder, data, *more)
+
+    def environment(self, way):
+        """Of each process. NCCL refuses two processes with one GPU, unless it takes them for those of two hosts; then they talk
+        over sockets."""
+        if way.payload != "nccl":
+            return lambda name: {}
+        return lambda name: self.tools.environment() | {"NCCL_HOSTID": name}
 
     def serve(self, model, name):
         return serve(self.tools.conclave, model, self.device, self.steps.results / name)
@@ -202,21 +226,46 @@ class Engine:
         model, tokens = self.bits_model, self.sizes.stream
         self.needs(model)
         self.needs_etcd()
-        prompt, answers, seconds = prompt_of(model, 300), {}, {}
-        for way in ["messages", "auto", *(["ipc"] if self.device == "cuda" else [])]:
-            processes, port, _ = self.cluster(model, ["1/2", "2/2", "1/2", "2/2"], f"payload-{way}", way)
+        prompt, answers, found = prompt_of(model, 300), {}, {}
+        for way in self.ways():
+            try:
+                processes, port, _ = self.cluster(model, ["1/2", "2/2", "1/2", "2/2"], f"payload-{way.file()}", way)
+            except Failure as why:
+                if way.payload != "nccl":
+                    raise
+                print(f"    {way.name()}: {why}", flush=True)
+                found["nccl, refused"] = str(why)
+                continue
             with processes:
-                answers[way] = stream(port, prompt, tokens)
-                began = time.monotonic()
-                answers[f"{way}, again"] = stream(port, prompt, tokens)
-                seconds[way] = time.monotonic() - began
-                answers[f"{way}, an expert killed"] = killed(processes, port, prompt, tokens)
+                answers[way.name()] = stream(port, prompt, tokens)
+                before, began = processes.batches(), time.monotonic()
+                answers[f"{way.name()}, again"] = stream(port, prompt, tokens)
+                found[f"{way.name()}, seconds"] = time.monotonic() - began
+                after, ended = processes.batches(), processes.lines("attention", "a link has ended")
+                answers[f"{way.name()}, an expert killed"] = killed(processes, port, prompt, tokens)
                 links = processes.lines("attention", "payload=")
-            print(f"    {way}: {tokens} tokens in {seconds[way]:.2f} s", *links[:4], sep="\n      ", flush=True)
-            used = sum('payload="ipc"' in link for link in links)
-            if (used > 0) != (self.device == "cuda" and way != "messages"):
-                raise Failure(f"{way}: {used} of {len(links)} links by ipc: {links[:1]}")
-        return compared(answers["messages"], answers) | {f"{way}, seconds": took for way, took in seconds.items()}
+            took = {by: count - before.get(by, 0) for by, count in after.items()}
+            print(f"    {way.name()}: {tokens} tokens in {found[f'{way.name()}, seconds']:.2f} s, batches by {took}",
+                  *links[:4], *ended[:2], sep="\n      ", flush=True)
+            found[f"{way.name()}, batches"] = took
+            used, past = sum(took.get(by, 0) for by in ("ipc", "nccl")), self.device == "cuda" and way.payload != "messages"
+            if way.payload == "nccl" and ended:
+                # NCCL does not take every pair of processes; messages are what remains.
+                found["nccl, refused"] = ended[0]
+            elif (used > 0) != past:
+                raise Failure(f"{way.name()}: {used} of {sum(took.values())} batches past the messages: {links[:1]}")
+        return compared(answers["messages"], answers) | found
+
+    def ways(self):
+        """Of rows and sums, that there are here."""
+        ways = [Way("messages"), Way("auto")]
+        if self.device == "cuda":
+            ways.append(Way("ipc"))
+            if self.tools.nccl:
+                ways += [Way("messages", near=False), Way("nccl", near=False)]
+            else:
+                print("    nccl: no libnccl.so was found", flush=True)
+        return ways
 
     def beside(self):
         """transformers' logprobs of a prompt beside ours, and its speed."""

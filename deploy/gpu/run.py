@@ -23,6 +23,9 @@ from steps import Steps
 # The card comes first: it takes seconds, and what it gives is what the others are measured against.
 PARTS = {"card": 40, "bits": 45, "attention": 60, "experts": 90, "trunk": 60, "fp8": 60, "rows": 30}
 
+# How NCCL connects two processes of this machine which it takes for two hosts.
+ONE_HOST = {"NCCL_SOCKET_IFNAME": "lo", "NCCL_NET": "Socket", "NCCL_IB_DISABLE": "1"}
+
 # Of an H200, in TFLOP/s of bf16, where the card would not tell.
 PEAK = 790
 
@@ -83,11 +86,20 @@ class Tools:
         sanitizers = sorted(glob.glob("/usr/local/cuda*/bin/compute-sanitizer"))
         self.sanitizer = shutil.which("compute-sanitizer") or (sanitizers[-1] if sanitizers else None)
         self.cublas = library("libcublasLt.so")
-        self.nccl = library("libnccl.so")
+        self.nccl = self.linked("libnccl.so")
 
     def program(self, name):
         path = self.package / name
         return path if path.is_file() else None
+
+    def linked(self, name):
+        """The path of a library by exactly this name: packages have it as `name.2` alone."""
+        found, link = library(name), self.scratch / "lib" / name
+        if found is None or Path(found).name == name:
+            return found
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(found)
+        return str(link)
 
     def unpacked(self, name):
         """The path of a program that is carried as `name.gz`."""
@@ -103,7 +115,7 @@ class Tools:
         """With NVIDIA's libraries where programs look for them; without a GPU, tests fail."""
         folders = [str(Path(path).parent) for path in (self.cublas, self.nccl) if path]
         folders += [folder for folder in [os.environ.get("LD_LIBRARY_PATH")] if folder]
-        return {"REQUIRE_GPU": "1", "LD_LIBRARY_PATH": ":".join(folders)}
+        return {"REQUIRE_GPU": "1", "LD_LIBRARY_PATH": ":".join(folders), **ONE_HOST}
 
     def libraries(self):
         """What there is, with versions, for the results."""

@@ -4,7 +4,10 @@
 //! an operation says so. Every output element is accumulated in an order fixed by its own coordinates: never by the number
 //! of rows.
 
-use crate::{Dtype, FoundToken, GroupedSums, KernelError, Published, RotaryTable, StepRows, TokenAsk, Wanted, Weight};
+use crate::{
+    Dtype, FoundToken, GroupedSums, KernelError, Published, RotaryTable, StepRows, TokenAsk, Wanted, Weight,
+    link::{Link, LinkEnd, Until},
+};
 
 /// A SwiGLU block: `down( silu(gate·x) ⊙ (up·x) )`.
 #[derive(Debug)]
@@ -336,6 +339,49 @@ pub trait Device: Send + Sync + 'static {
     fn make_board(&self, bytes: usize) -> Result<Vec<u8>, KernelError> {
         let _ = bytes;
         Err(KernelError::NotShared { device: self.numerics() })
+    }
+    /// The same where nobody else is to open it.
+    ///
+    /// # Errors
+    /// When the device has no board, not as much memory, or a smaller one.
+    fn keep_board(&self, bytes: usize) -> Result<(), KernelError> {
+        let _ = bytes;
+        Err(KernelError::NotLinked { device: self.numerics() })
+    }
+    /// Memory of `bytes` bytes as [`Device::share`] gives it, but with anything in it, and no other process can open it.
+    ///
+    /// # Errors
+    /// When the device has none such, or not as much.
+    fn keep(&self, bytes: usize) -> Result<Self::Shared, KernelError> {
+        let _ = bytes;
+        Err(KernelError::NotLinked { device: self.numerics() })
+    }
+    /// Whether the device has links to others.
+    ///
+    /// # Errors
+    /// When it has none ([`KernelError::NotLinked`]), or lacks what they need here.
+    fn check_links(&self) -> Result<(), KernelError> {
+        Err(KernelError::NotLinked { device: self.numerics() })
+    }
+    /// A fresh id, for a link of this device with one other. The device may wait for who joins by it until the process ends.
+    ///
+    /// # Errors
+    /// As for [`Device::check_links`].
+    fn link_id(&self) -> Result<Vec<u8>, KernelError> {
+        Err(KernelError::NotLinked { device: self.numerics() })
+    }
+    /// Joins the link of this id; waits for the other end.
+    ///
+    /// # Errors
+    /// As for [`Device::check_links`], when the id is of another kind, or the other end does not join in time.
+    fn link<'d>(
+        &'d self,
+        id: &[u8],
+        end: LinkEnd,
+        until: &Until<'_>,
+    ) -> Result<Box<dyn Link<Self::Shared> + 'd>, KernelError> {
+        let _ = (id, end, until);
+        Err(KernelError::NotLinked { device: self.numerics() })
     }
     /// Lays `x`, rounded to the activation type, on the board; it is there for others when something that was queued later has
     /// been read. `None`: there is no board, `x` does not fit, or other rows are there that somebody may still want.

@@ -11,6 +11,7 @@ mod device;
 mod dtype;
 mod grid;
 mod host;
+pub mod link;
 mod ops;
 mod panels;
 mod pool;
@@ -63,6 +64,12 @@ pub enum KernelError {
     /// Memory that only some devices share.
     #[error("device {device}: shares no memory with other processes (expected one of kind cuda)")]
     NotShared { device: String },
+    /// Links that only some devices have.
+    #[error("device {device}: has no links to devices of other processes (expected one of kind cuda)")]
+    NotLinked { device: String },
+    /// A link that was broken off, or met an error before.
+    #[error("the link has ended: {0}")]
+    LinkEnded(String),
     /// The operating system gave no memory or thread.
     #[error("{what}: {source}")]
     Os { what: &'static str, source: std::io::Error },

@@ -18,5 +18,7 @@ pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("conclave.v1"
 pub const INSTANCE_HEADER: &str = "conclave-instance";
 /// Request metadata: fingerprint of the caller's checkpoint.
 pub const FINGERPRINT_HEADER: &str = "conclave-fingerprint";
+/// Request and response metadata: offer and grant of a pair.
+pub const PAIR_HEADER: &str = "conclave-pair-bin";
 /// Largest encoded message that any service accepts, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 256 << 20;

@@ -86,6 +86,19 @@ fn what_contradicts_the_model_the_device_or_the_machine_is_refused_by_its_flag()
                 .to_owned(),
         ),
         (
+            format!("expert {nobody} --payload nccl --device reference"),
+            "conclave: --payload nccl: device reference-1: has no links to devices of other processes".to_owned(),
+        ),
+        (
+            format!("attention {nobody} --payload nccl --device reference --dispatch embedded"),
+            "conclave: --payload nccl: device reference-1: has no links to devices of other processes".to_owned(),
+        ),
+        (
+            format!("attention {nobody} --payload nccl"),
+            "conclave: --payload nccl: layers go to a router, which has no device; needed is --dispatch embedded"
+                .to_owned(),
+        ),
+        (
             format!("expert {nobody} --payload ipc --same-host off"),
             "conclave: --payload ipc: needs the sockets of members of one host, which --same-host off".to_owned(),
         ),

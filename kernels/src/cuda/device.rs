@@ -1,7 +1,7 @@
 //! The CUDA device: operations as launches of kernels on any driver.
 
 use std::sync::{
-    Mutex, OnceLock, PoisonError,
+    Mutex, MutexGuard, OnceLock, PoisonError,
     atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
@@ -12,6 +12,7 @@ use super::{
     buffers::{CudaBuffer, Growing},
     expanded::{self, Expanded},
     experts::Experts,
+    link::CudaLink,
     operand::Operand,
     plain::{Add, AddTwo, EmbedBf16, EmbedF32, GateLogits, MOST_LOGITS, RmsNorm},
     products::{self, Block},
@@ -22,6 +23,7 @@ use super::{
 use crate::{
     Device, Dtype, ExpertRows, Ffn, FoundToken, Fp8Weights, GroupedSums, KernelError, LatentWrite, Mla, MlaShape,
     Published, RotaryTable, StepRows, TokenAsk, Wanted, Weight,
+    link::{Link, LinkEnd, Until},
 };
 
 /// A GPU, or the shim, as a device.
@@ -84,6 +86,10 @@ impl<D: Driver> Cuda<D> {
             relaxed: AtomicBool::new(false),
             board: Mutex::default(),
         }
+    }
+
+    fn board(&self) -> MutexGuard<'_, Option<Board<D::Memory>>> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether bits must not depend on how rows come together.
@@ -417,12 +423,44 @@ impl<D: Driver> Device for Cuda<D> {
     }
 
     fn make_board(&self, bytes: usize) -> Result<Vec<u8>, KernelError> {
-        let mut board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(Board::make(&mut board, &self.driver, bytes)?)
+        Ok(Board::make(&mut self.board(), bytes, || CudaShared::new(&self.driver, bytes))?.handle()?)
+    }
+
+    fn keep_board(&self, bytes: usize) -> Result<(), KernelError> {
+        let kept = || Ok((CudaShared::kept(&self.driver, bytes)?, Vec::new()));
+        Ok(Board::make(&mut self.board(), bytes, kept).map(drop)?)
+    }
+
+    fn keep(&self, bytes: usize) -> Result<Self::Shared, KernelError> {
+        Ok(CudaShared::kept(&self.driver, bytes)?)
+    }
+
+    fn check_links(&self) -> Result<(), KernelError> {
+        Ok(self.driver.check_links()?)
+    }
+
+    fn link_id(&self) -> Result<Vec<u8>, KernelError> {
+        Ok(self.driver.link_id()?)
+    }
+
+    fn link<'d>(
+        &'d self,
+        id: &[u8],
+        end: LinkEnd,
+        until: &Until<'_>,
+    ) -> Result<Box<dyn Link<Self::Shared> + 'd>, KernelError> {
+        let board = |bytes| match &*self.board() {
+            Some(board) => board.address(&self.driver, bytes),
+            None => {
+                Err(CudaError::Device { what: "send rows of the board", detail: "this device has none".to_owned() })
+            }
+        };
+        let link = self.driver.link(id, end, until)?;
+        Ok(Box::new(CudaLink { driver: &self.driver, link, index: Growing::default(), board: Box::new(board) }))
     }
 
     fn publish(&self, x: &Buffer<D>) -> Option<Published> {
-        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        let board = self.board();
         let board = board.as_ref()?;
         // An error is met again by who reads results.
         self.attempt(|driver| board.publish(driver, x)).ok()?

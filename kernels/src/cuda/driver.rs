@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{EncodedMap, TensorMap};
+use super::{AnyLink, EncodedMap, TensorMap};
+use crate::link::{LinkEnd, Until};
 
 /// Bytes that are downloaded at a time.
 const DOWNLOAD: usize = 16 << 20;
@@ -136,6 +137,36 @@ pub trait Driver: Send + Sync + 'static {
     fn download_beside(&self, memory: &Self::Memory, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.download(memory, offset, bytes)
     }
+
+    /// Whether there are links to devices of other processes.
+    ///
+    /// # Errors
+    /// When there are none, or something that they need is missing.
+    fn check_links(&self) -> Result<(), CudaError> {
+        Err(unlinked(&self.name()))
+    }
+    /// A fresh id, for a link of this device with one other. The driver may wait for who joins by it until the process ends.
+    ///
+    /// # Errors
+    /// As for [`Driver::check_links`].
+    fn link_id(&self) -> Result<Vec<u8>, CudaError> {
+        Err(unlinked(&self.name()))
+    }
+    /// Joins the link of this id; waits for the other end.
+    ///
+    /// # Errors
+    /// As for [`Driver::check_links`], when the id is none of this kind of driver, or the other end does not join in time.
+    fn link<'d>(&'d self, id: &[u8], end: LinkEnd, until: &Until<'_>) -> Result<AnyLink<'d, Self>, CudaError>
+    where
+        Self: Sized,
+    {
+        let _ = (id, end, until);
+        Err(unlinked(&self.name()))
+    }
+}
+
+fn unlinked(name: &str) -> CudaError {
+    CudaError::Missing { missing: "a link between processes", detail: format!("{name} has none") }
 }
 
 fn unshared(name: &str) -> CudaError {

@@ -15,10 +15,12 @@ use cudarc::driver::{
 };
 
 use super::{
-    CudaError, Driver, Element, EncodedMap, Launch, LibraryProduct, MOST_DIMENSIONS, TensorMap, ipc,
+    AnyLink, CudaError, Driver, Element, EncodedMap, Launch, LibraryProduct, MOST_DIMENSIONS, TensorMap, ipc,
     library::Library,
+    nccl::{self, NcclLink},
     pinned::{Download, Downloads, Uploads},
 };
+use crate::link::{LinkEnd, Until};
 
 /// Code of all kernels: file name, chip, cubin.
 const CUBINS: &[(&str, &str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
@@ -90,7 +92,7 @@ pub struct GpuMemory {
 }
 
 impl GpuMemory {
-    fn at(&self, range: Range<usize>) -> u64 {
+    pub(super) fn at(&self, range: Range<usize>) -> u64 {
         assert!(range.start <= range.end && range.end <= self.bytes, "{range:?} of {} bytes", self.bytes);
         self.address + range.start as u64
     }
@@ -171,6 +173,18 @@ impl Gpu {
 
     fn library(&self) -> Option<&Library> {
         self.library.get_or_init(|| Library::open(&self.device)).as_ref()
+    }
+
+    /// Queues a kernel on a stream of this GPU.
+    pub(super) fn launch_on(&self, stream: &CudaStream, launch: &Launch<'_>) -> Result<(), CudaError> {
+        self.device.bind()?;
+        let function = self.function(launch)?;
+        let mut arguments = pointers(launch);
+        let ([x, y, z], [tx, ty, tz]) = (launch.grid, launch.block);
+        let stream = stream.cu_stream();
+        // SAFETY: the driver copies the arguments before it returns; addresses among them are the caller's to keep right.
+        unsafe { result::launch_kernel(function, (x, y, z), (tx, ty, tz), launch.shared, stream, &mut arguments) }
+            .map_err(|error| failed(launch.kernel, &error))
     }
 
     fn find(&self, kernel: &str) -> Result<CUfunction, CudaError> {
@@ -357,14 +371,7 @@ impl Driver for Gpu {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
-        self.device.bind()?;
-        let function = self.function(launch)?;
-        let mut arguments = pointers(launch);
-        let ([x, y, z], [tx, ty, tz]) = (launch.grid, launch.block);
-        let stream = self.device.stream.cu_stream();
-        // SAFETY: the driver copies the arguments before it returns; addresses among them are the caller's to keep right.
-        unsafe { result::launch_kernel(function, (x, y, z), (tx, ty, tz), launch.shared, stream, &mut arguments) }
-            .map_err(|error| failed(launch.kernel, &error))
+        self.launch_on(&self.device.stream, launch)
     }
 
     fn has_library(&self) -> bool {
@@ -413,6 +420,18 @@ impl Driver for Gpu {
         let through = copy.take(&mut [bytes]).map_err(failed)?;
         through.into_iter().for_each(|through| lock(&self.beside).reuse(through));
         Ok(())
+    }
+
+    fn check_links(&self) -> Result<(), CudaError> {
+        nccl::check_present()
+    }
+
+    fn link_id(&self) -> Result<Vec<u8>, CudaError> {
+        nccl::fresh_id()
+    }
+
+    fn link<'d>(&'d self, id: &[u8], end: LinkEnd, until: &Until<'_>) -> Result<AnyLink<'d, Self>, CudaError> {
+        Ok(Box::new(NcclLink::join(self, id, end, until)?))
     }
 }
 

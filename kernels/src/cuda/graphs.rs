@@ -15,7 +15,8 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{CudaError, Driver, EncodedMap, Launch, Launches, LibraryProduct, TensorMap};
+use super::{AnyLink, CudaError, Driver, DriverLink, EncodedMap, Launch, Launches, LibraryProduct, TensorMap};
+use crate::link::{LinkEnd, Until};
 
 /// Kinds of a piece that are kept: the same layer with rows for one kernel more or less.
 const KINDS: usize = 8;
@@ -269,6 +270,39 @@ impl<D: GraphDriver> Driver for Graphs<D> {
 
     fn download_beside(&self, memory: &GraphMemory<D>, offset: usize, bytes: &mut [u8]) -> Result<(), CudaError> {
         self.0.driver.download_beside(&memory.memory, offset, bytes)
+    }
+
+    fn check_links(&self) -> Result<(), CudaError> {
+        self.0.driver.check_links()
+    }
+
+    fn link_id(&self) -> Result<Vec<u8>, CudaError> {
+        self.0.driver.link_id()
+    }
+
+    fn link<'d>(&'d self, id: &[u8], end: LinkEnd, until: &Until<'_>) -> Result<AnyLink<'d, Self>, CudaError> {
+        Ok(Box::new(Beside::<D>(self.0.driver.link(id, end, until)?)))
+    }
+}
+
+/// A link of the driver below: it has a queue of its own, and what it is given is there already.
+struct Beside<'d, D: GraphDriver>(AnyLink<'d, D>);
+
+impl<D: GraphDriver> DriverLink<GraphMemory<D>> for Beside<'_, D> {
+    fn upload(&mut self, memory: &GraphMemory<D>, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
+        self.0.upload(&memory.memory, offset, bytes)
+    }
+
+    fn launch(&mut self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        self.0.launch(launch)
+    }
+
+    fn send(&mut self, memory: &GraphMemory<D>, range: Range<usize>, until: &Until<'_>) -> Result<(), CudaError> {
+        self.0.send(&memory.memory, range, until)
+    }
+
+    fn receive(&mut self, memory: &GraphMemory<D>, range: Range<usize>, until: &Until<'_>) -> Result<(), CudaError> {
+        self.0.receive(&memory.memory, range, until)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the launches of all kernels have in common.
 
-use super::{Arg, CudaError, Driver, Launch};
+use super::{Arg, CudaError, Launch};
 
 /// Memory of the device: what [`Driver::address`] gives, plus an offset in bytes.
 pub type Address = u64;
@@ -28,9 +28,9 @@ impl Shape {
     }
 }
 
-/// Queues a kernel; nothing where it has nothing to do.
-pub(super) fn queue<D: Driver>(
-    driver: &D,
+/// Hands a kernel to a queue; nothing where it has nothing to do.
+pub(super) fn queue(
+    queue: impl FnOnce(&Launch<'_>) -> Result<(), CudaError>,
     kernel: &'static str,
     shape: &Shape,
     arguments: &[Arg<'_>],
@@ -38,7 +38,7 @@ pub(super) fn queue<D: Driver>(
     if shape.grid.contains(&0) {
         return Ok(());
     }
-    driver.launch(&Launch { kernel, grid: shape.grid, block: [shape.block, 1, 1], shared: shape.shared, arguments })
+    queue(&Launch { kernel, grid: shape.grid, block: [shape.block, 1, 1], shared: shape.shared, arguments })
 }
 
 /// A kernel's arguments in order as a struct, then what else its launch depends on (`over`); `$shape` says on how many
@@ -65,10 +65,21 @@ macro_rules! kernel {
             /// # Errors
             /// As [`Driver::launch`](crate::cuda::Driver::launch).
             pub fn launch<D: $crate::cuda::Driver>(&self, driver: &D) -> Result<(), $crate::cuda::CudaError> {
+                self.with(|launch| driver.launch(launch))
+            }
+
+            /// Hands it to a queue.
+            ///
+            /// # Errors
+            /// What that meets.
+            pub fn with(
+                &self,
+                queue: impl FnOnce(&$crate::cuda::Launch<'_>) -> Result<(), $crate::cuda::CudaError>,
+            ) -> Result<(), $crate::cuda::CudaError> {
                 let kernel: fn(&Self) -> &'static str = |$it| $kernel;
                 let shape: fn(&Self) -> $crate::cuda::kernel::Shape = $shape;
                 let arguments = [$($crate::cuda::Arg::from(self.$field)),*];
-                $crate::cuda::kernel::queue(driver, kernel(self), &shape(self), &arguments)
+                $crate::cuda::kernel::queue(queue, kernel(self), &shape(self), &arguments)
             }
         }
     };

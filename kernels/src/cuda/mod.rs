@@ -6,6 +6,7 @@ mod batch;
 mod buffers;
 mod device;
 mod driver;
+mod driver_link;
 mod expanded;
 mod experts;
 #[cfg(feature = "cuda")]
@@ -20,6 +21,9 @@ mod kernel;
 mod launches;
 #[cfg(feature = "cuda")]
 mod library;
+mod link;
+#[cfg(feature = "cuda")]
+mod nccl;
 mod operand;
 #[cfg(feature = "cuda")]
 mod pinned;
@@ -35,6 +39,8 @@ mod shared;
 mod shared_map;
 #[cfg(feature = "cuda-shim")]
 mod shim;
+#[cfg(feature = "cuda-shim")]
+mod shim_link;
 pub mod sm90;
 mod sums;
 mod tensor_map;
@@ -46,6 +52,7 @@ pub use batch::CudaBatch;
 pub use buffers::CudaBuffer;
 pub use device::{Cuda, CudaFetched};
 pub use driver::{Arg, CudaError, Driver, Launch, LibraryProduct};
+pub use driver_link::{AnyLink, DriverLink};
 #[cfg(feature = "cuda")]
 pub use gpu::{Gpu, GpuMemory, GpuOptions};
 #[cfg(feature = "cuda")]

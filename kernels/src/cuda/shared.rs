@@ -19,6 +19,11 @@ impl<M> CudaShared<M> {
         Ok((Self { memory, bytes }, handle))
     }
 
+    /// Memory of `bytes` bytes for this process alone.
+    pub(super) fn kept<D: Driver<Memory = M>>(driver: &D, bytes: usize) -> Result<Self, CudaError> {
+        Ok(Self { memory: driver.allocate(bytes)?, bytes })
+    }
+
     /// Another process's, of at least `bytes` bytes.
     pub(super) fn open<D: Driver<Memory = M>>(driver: &D, handle: &[u8], bytes: usize) -> Result<Self, CudaError> {
         let (memory, found) = driver.import(handle)?;
@@ -39,6 +44,12 @@ impl<M> CudaShared<M> {
         Ok(driver.address(&self.memory))
     }
 
+    /// The memory, if it has as many bytes.
+    pub(super) fn beginning(&self, bytes: usize) -> Result<&M, CudaError> {
+        self.holds(bytes)?;
+        Ok(&self.memory)
+    }
+
     fn holds(&self, bytes: usize) -> Result<(), CudaError> {
         if bytes <= self.bytes {
             return Ok(());
@@ -51,24 +62,39 @@ impl<M> CudaShared<M> {
 /// The rows of one layer, for others to read.
 pub(super) struct Board<M> {
     memory: CudaShared<M>,
+    /// Empty: nobody else is to open it.
     handle: Vec<u8>,
     taken: Arc<AtomicBool>,
 }
 
 impl<M> Board<M> {
-    /// The board in `slot`, made if there is none; its handle.
-    pub(super) fn make<D: Driver<Memory = M>>(
+    /// The board in `slot`, made by `make` (memory and handle) if there is none.
+    pub(super) fn make(
         slot: &mut Option<Self>,
-        driver: &D,
         bytes: usize,
-    ) -> Result<Vec<u8>, CudaError> {
+        make: impl FnOnce() -> Result<(CudaShared<M>, Vec<u8>), CudaError>,
+    ) -> Result<&Self, CudaError> {
         if slot.is_none() {
-            let (memory, handle) = CudaShared::new(driver, bytes)?;
+            let (memory, handle) = make()?;
             *slot = Some(Self { memory, handle, taken: Arc::default() });
         }
         let board = slot.as_ref().expect("put in above");
         board.memory.holds(bytes)?;
-        Ok(board.handle.clone())
+        Ok(board)
+    }
+
+    /// What others open it by.
+    pub(super) fn handle(&self) -> Result<Vec<u8>, CudaError> {
+        if self.handle.is_empty() {
+            let detail = "it was made for this process alone".to_owned();
+            return Err(CudaError::Device { what: "share the board", detail });
+        }
+        Ok(self.handle.clone())
+    }
+
+    /// Where it begins, if it has as many bytes.
+    pub(super) fn address<D: Driver<Memory = M>>(&self, driver: &D, bytes: usize) -> Result<Address, CudaError> {
+        self.memory.address(driver, bytes)
     }
 
     /// Queues the copy of `x`, rounded. `None` where it does not fit, or what is there may still be wanted.

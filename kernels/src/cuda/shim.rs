@@ -8,7 +8,13 @@ use std::{
     time::Instant,
 };
 
-use super::{CudaError, Driver, EncodedMap, GraphDriver, Launch, Launches, TensorMap, shared_map::SharedMap, sm90};
+use super::{
+    AnyLink, CudaError, Driver, EncodedMap, GraphDriver, Launch, Launches, TensorMap,
+    shared_map::SharedMap,
+    shim_link::{self, ShimLink},
+    sm90,
+};
+use crate::link::{LinkEnd, Until};
 
 /// Runs kernels on fibres. Blocks, warps and lanes take turns as the seed decides.
 #[derive(Debug)]
@@ -177,6 +183,18 @@ impl Driver for Shim {
         let memory = ShimMemory::shared(SharedMap::open(handle)?);
         let bytes = memory.bytes;
         Ok((memory, bytes))
+    }
+
+    fn check_links(&self) -> Result<(), CudaError> {
+        Ok(())
+    }
+
+    fn link_id(&self) -> Result<Vec<u8>, CudaError> {
+        Ok(shim_link::fresh_id())
+    }
+
+    fn link<'d>(&'d self, id: &[u8], end: LinkEnd, until: &Until<'_>) -> Result<AnyLink<'d, Self>, CudaError> {
+        Ok(Box::new(ShimLink::join(self, id, end, until)?))
     }
 }
 

@@ -8,6 +8,10 @@ mod cuda_fp8;
 mod exactness;
 mod expanded;
 mod fp8;
+#[cfg(feature = "cuda-shim")]
+mod links;
+#[cfg(feature = "cuda")]
+mod links_gpu;
 #[path = "../cuda/numbers.rs"]
 #[allow(dead_code, reason = "shared with the tests of the CUDA kernels")]
 mod numbers;

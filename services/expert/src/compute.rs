@@ -87,14 +87,15 @@ impl<D: Device> Shared<D> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn push(&self, layer: u32, job: Job<D>) -> Result<(), Refusal> {
+    /// The error has the job.
+    pub(crate) fn push(&self, layer: u32, job: Job<D>) -> Result<(), (Refusal, Box<Job<D>>)> {
         let mut state = self.lock();
         if state.closed {
-            return Err(Refusal::Closed);
+            return Err((Refusal::Closed, Box::new(job)));
         }
         let waiting = state.queues.rows();
-        if !state.queues.push(layer, job.batch.rows as usize, job) {
-            return Err(Refusal::Full { waiting });
+        if let Err(job) = state.queues.push(layer, job.batch.rows as usize, job) {
+            return Err((Refusal::Full { waiting }, Box::new(job)));
         }
         self.metrics.queue_rows.set(state.queues.rows() as i64);
         self.ready.notify_one();
@@ -268,6 +269,10 @@ impl<D: Device> Worker<D> {
         self.metrics.queue_seconds.observe(waited.as_secs_f64());
         let (queue_us, busy_us) = (waited.as_micros() as u64, times.busy.as_micros() as u64);
         job.span.record("queue_us", queue_us).record("busy_us", busy_us);
+        if let Some(pair) = job.pair.filter(|_| sums.in_pair) {
+            let rows: usize = sums.parts.iter().map(|part| part.row_index.len()).sum();
+            pair.send(rows * self.shape.hidden * self.device.activation().size());
+        }
         let result = ExpertResult {
             id: job.batch.id,
             activation: Activation::from(self.device.activation()).into(),
@@ -277,8 +282,8 @@ impl<D: Device> Worker<D> {
             queue_us,
             busy_us,
             queued_rows,
-            sign_of_life: false,
             sums_in_pair: sums.in_pair,
+            ..ExpertResult::default()
         };
         job.reply.send(result);
     }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use conclave_dispatch::pair::Way;
 use conclave_model::Progress;
 
 /// How an expert process behaves.
@@ -17,8 +18,8 @@ pub struct ExpertConfig {
     pub merge_rows: usize,
     /// How often a caller that waits is told that its work is not forgotten.
     pub sign_every: Duration,
-    /// Callers of the same host with a device that shares memory get a pair, if this one does too.
-    pub pairs: bool,
+    /// Ways past the messages that callers are granted, if this device has them.
+    pub pairs: Vec<Way>,
     /// Told about loading.
     pub progress: Progress,
 }
@@ -32,7 +33,7 @@ impl ExpertConfig {
             queue_rows: 16_384,
             merge_rows: 2048,
             sign_every: Duration::from_millis(250),
-            pairs: true,
+            pairs: vec![Way::Ipc, Way::Nccl],
             progress: Progress::default(),
         }
     }

@@ -7,19 +7,21 @@ use conclave_kernels::Device;
 use conclave_proto::v1::expert_server::{Expert, ExpertServer};
 use conclave_proto::v1::{
     DrainRequest, DrainResponse, ExpertBatch, ExpertResult, ExpertStatus, LoadCellsRequest, LoadCellsResponse,
-    StatusRequest, UnloadCellsRequest, UnloadCellsResponse, WorkId,
+    PairOffer, StatusRequest, UnloadCellsRequest, UnloadCellsResponse, WorkId,
 };
-use conclave_proto::{FINGERPRINT_HEADER, INSTANCE_HEADER, MAX_MESSAGE_BYTES};
+use conclave_proto::{FINGERPRINT_HEADER, INSTANCE_HEADER, MAX_MESSAGE_BYTES, PAIR_HEADER};
 use conclave_serve::{Error, ErrorKind};
 use futures::future::{AbortHandle, Aborted, abortable};
 use futures::stream::{FuturesUnordered, StreamExt};
+use prost::Message;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{BinaryMetadataValue, MetadataMap};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::ExpertError;
+use crate::pair::OpenPair;
 use crate::reply::Waiting;
 use crate::service::ExpertService;
 
@@ -49,10 +51,15 @@ impl<D: Device> Expert for ExpertGrpc<D> {
     async fn compute(&self, request: Request<Streaming<ExpertBatch>>) -> Result<Response<Self::ComputeStream>, Status> {
         expect(request.metadata(), INSTANCE_HEADER, self.service.instance())?;
         expect(request.metadata(), FINGERPRINT_HEADER, self.service.fingerprint())?;
+        let (grant, pair) = offer(request.metadata())?.map(|offer| self.service.grant(&offer)).unzip();
         let (outgoing, queue) = mpsc::channel(QUEUE);
-        let stream = BatchStream { service: self.service.clone(), outgoing, handles: HashMap::new() };
-        tokio::spawn(stream.serve(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(queue)))
+        let (service, pair, handles) = (self.service.clone(), pair.flatten(), HashMap::new());
+        tokio::spawn(BatchStream { service, pair, outgoing, handles }.serve(request.into_inner()));
+        let mut response = Response::new(ReceiverStream::new(queue));
+        if let Some(grant) = grant {
+            response.metadata_mut().insert_bin(PAIR_HEADER, BinaryMetadataValue::from_bytes(&grant.encode_to_vec()));
+        }
+        Ok(response)
     }
 
     async fn load_cells(&self, request: Request<LoadCellsRequest>) -> Result<Response<LoadCellsResponse>, Status> {
@@ -89,6 +96,15 @@ fn expect(metadata: &MetadataMap, header: &str, expected: &str) -> Result<(), St
     Err(Status::failed_precondition(format!("{header}: found {found:?}, expected {expected:?}")))
 }
 
+/// The pair that a caller offers, if it does.
+fn offer(metadata: &MetadataMap) -> Result<Option<PairOffer>, Status> {
+    let Some(value) = metadata.get_bin(PAIR_HEADER) else { return Ok(None) };
+    let nonsense =
+        |error: &dyn std::fmt::Display| Status::invalid_argument(format!("{PAIR_HEADER}: found no offer: {error}"));
+    let bytes = value.to_bytes().map_err(|error| nonsense(&error))?;
+    PairOffer::decode(bytes).map(Some).map_err(|error| nonsense(&error))
+}
+
 fn status(error: ExpertError) -> Status {
     let kind = match &error {
         ExpertError::NoSuchCell { .. } => ErrorKind::InvalidArgument,
@@ -102,6 +118,8 @@ fn status(error: ExpertError) -> Status {
 /// The batches of one caller.
 struct BatchStream<D: Device> {
     service: Arc<ExpertService<D>>,
+    /// Ends with the stream.
+    pair: Option<OpenPair<D>>,
     outgoing: mpsc::Sender<Result<ExpertResult, Status>>,
     /// What runs.
     handles: HashMap<WorkId, (AbortHandle, Waiting)>,
@@ -136,14 +154,17 @@ impl<D: Device> BatchStream<D> {
 
     fn start(&mut self, batch: ExpertBatch) -> impl Future<Output = (WorkId, Result<ExpertResult, Aborted>)> + use<D> {
         let (id, waiting) = (batch.id.unwrap_or_default(), Waiting::begin(&batch));
-        let service = self.service.clone();
-        let (work, abort) = abortable(async move { service.run(batch).await });
+        let pair = self.pair.as_ref().map(OpenPair::share);
+        let (work, abort) = abortable(self.service.begin(batch, pair, waiting.cancelled()));
         self.handles.insert(id, (abort, waiting));
         async move { (id, work.await) }
     }
 
     fn cancel(&mut self, id: Option<WorkId>) {
-        if let Some((abort, _)) = self.handles.remove(&id.unwrap_or_default()) {
+        let id = id.unwrap_or_default();
+        // One by pair is answered all the same.
+        let over = self.handles.get(&id).is_some_and(|(_, waiting)| !waiting.cancel());
+        if over && let Some((abort, _)) = self.handles.remove(&id) {
             abort.abort();
         }
     }

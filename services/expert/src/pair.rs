@@ -1,7 +1,10 @@
-//! The shard's side of pairs: memory of two devices that batches of one stream go by. `conclave_dispatch::pair` has the rules.
+//! The shard's side of pairs: memory of two devices, or a link of them, that batches of one stream go by.
+//! `conclave_dispatch::pair` has the rules.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use conclave_dispatch::pair::Way;
+use conclave_kernels::link::{Ended, LinkEnd, Linked, Transfer};
 use conclave_kernels::{Device, KernelError};
 use conclave_proto::v1::{PairGrant, PairOffer};
 use prometheus::IntGaugeVec;
@@ -15,22 +18,50 @@ const SUMS_A_ROW: u64 = 2;
 
 /// One caller's pair.
 pub(crate) struct ShardPair<D: Device> {
-    /// The caller's.
-    pub(crate) board: D::Shared,
+    /// Where rows are found: the caller's, or where they come over the link.
+    pub(crate) board: Arc<D::Shared>,
     board_bytes: usize,
     /// This shard's.
-    pub(crate) sums: D::Shared,
+    pub(crate) sums: Arc<D::Shared>,
     sums_bytes: usize,
+    link: Option<Linked<D>>,
 }
 
 impl<D: Device> ShardPair<D> {
-    /// Opens the caller's board and makes memory for sums.
-    fn open(device: &D, offer: &PairOffer) -> Result<(Self, PairGrant), KernelError> {
+    /// Opens the caller's board or joins its link, and makes memory for sums.
+    fn open(device: &Arc<D>, offer: &PairOffer) -> Result<(Self, PairGrant), KernelError> {
         let (board_bytes, sums_bytes) = (offer.board_bytes as usize, (SUMS_A_ROW * offer.board_bytes) as usize);
-        let board = device.open_shared(&offer.board, board_bytes)?;
-        let (sums, handle) = device.share(sums_bytes)?;
+        let (board, sums, handle, link) = match Way::of(offer) {
+            Way::Ipc => {
+                let board = device.open_shared(&offer.board, board_bytes)?;
+                let (sums, handle) = device.share(sums_bytes)?;
+                (board, sums, handle, None)
+            }
+            Way::Nccl => {
+                device.check_links()?;
+                let (board, sums) = (device.keep(board_bytes)?, device.keep(sums_bytes)?);
+                let link = Linked::start(device.clone(), offer.link.to_vec(), LinkEnd::Guest)?;
+                (board, sums, Vec::new(), Some(link))
+            }
+        };
         let grant = PairGrant { refused: String::new(), sums: handle.into(), sums_bytes: sums_bytes as u64 };
-        Ok((Self { board, board_bytes, sums, sums_bytes }, grant))
+        Ok((Self { board: Arc::new(board), board_bytes, sums: Arc::new(sums), sums_bytes, link }, grant))
+    }
+
+    /// Tells when as many bytes of rows as a batch has are there. Every batch by the pair has to ask, in order.
+    pub(crate) fn receive(&self, bytes: usize, came: Ended) {
+        match &self.link {
+            None => came(Ok(())),
+            Some(link) => link.transfer(Transfer::Receive { memory: self.board.clone(), bytes }, came),
+        }
+    }
+
+    /// Sends sums of as many bytes to the caller, who is told of them, where it does not read them here.
+    pub(crate) fn send(&self, bytes: usize) {
+        if let Some(link) = &self.link {
+            // A link that has met an error says so, and so does every batch by it from then on.
+            link.transfer(Transfer::Send { memory: self.sums.clone(), bytes }, Box::new(drop));
+        }
     }
 
     /// Rows of the board, of so many bytes each.
@@ -71,7 +102,7 @@ impl<D: Device> ShardPairs<D> {
     }
 
     /// Answers an offer. There is a pair unless the grant says why not.
-    pub(crate) fn grant(self: &Arc<Self>, device: &D, offer: &PairOffer) -> (PairGrant, Option<OpenPair<D>>) {
+    pub(crate) fn grant(self: &Arc<Self>, device: &Arc<D>, offer: &PairOffer) -> (PairGrant, Option<OpenPair<D>>) {
         let refused = |refused: String| (PairGrant { refused, ..PairGrant::default() }, None);
         let mut state = self.lock();
         if state.open + state.kept.len() >= MOST {
@@ -116,8 +147,11 @@ impl<D: Device> Drop for OpenPair<D> {
     fn drop(&mut self) {
         let mut state = self.of.lock();
         state.open -= 1;
-        if !self.closed {
-            state.kept.push(self.pair.clone());
+        match &self.pair.link {
+            // All its memory is this shard's.
+            Some(link) => link.break_off(),
+            None if !self.closed => state.kept.push(self.pair.clone()),
+            None => {}
         }
         self.of.show(&state);
     }

@@ -35,7 +35,7 @@ pub(crate) fn run<D: Device>(
     for (((input, _), plan), bytes) in batches.iter().zip(&plans).zip(&mut on_host) {
         let pair =
             input.pair.filter(|pair| !input.batch.board_rows.is_empty() && pair.fits(plan.slots.len() * row_bytes));
-        let to = pair.map_or(SumsAt::Host(bytes), |pair| SumsAt::Shared(&pair.sums));
+        let to = pair.map_or(SumsAt::Host(bytes), |pair| SumsAt::Shared(&*pair.sums));
         wanted.push(Wanted { slots: &plan.slots, to });
     }
     let in_pair: Vec<bool> = wanted.iter().map(|sums| matches!(sums.to, SumsAt::Shared(_))).collect();

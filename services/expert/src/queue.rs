@@ -29,15 +29,18 @@ impl<T> LayerQueues<T> {
         self.rows
     }
 
-    /// Appends to a layer's queue; false where that would pass the limit.
-    pub(crate) fn push(&mut self, layer: u32, rows: usize, item: T) -> bool {
+    /// Appends to a layer's queue.
+    ///
+    /// # Errors
+    /// With the item, where that would pass the limit.
+    pub(crate) fn push(&mut self, layer: u32, rows: usize, item: T) -> Result<(), T> {
         if self.rows + rows > self.limit {
-            return false;
+            return Err(item);
         }
         self.rows += rows;
         self.arrivals += 1;
         self.layers.entry(layer).or_default().push_back(Waiting { arrival: self.arrivals, rows, item });
-        true
+        Ok(())
     }
 
     /// Takes from the queue whose head has waited longest: its head, and what follows as long as all have at most
@@ -76,10 +79,10 @@ mod tests {
     fn the_oldest_layer_goes_first_and_takes_along_what_waits_there() {
         let mut queue = LayerQueues::new(100);
         for (layer, item) in [(7, "a"), (3, "b"), (7, "c"), (3, "d")] {
-            assert!(queue.push(layer, 10, item));
+            queue.push(layer, 10, item).unwrap();
         }
         assert_eq!(queue.take(100), Some((7, vec!["a", "c"])));
-        assert!(queue.push(7, 10, "e"));
+        queue.push(7, 10, "e").unwrap();
         assert_eq!(queue.take(100), Some((3, vec!["b", "d"])));
         assert_eq!(queue.take(100), Some((7, vec!["e"])));
         assert_eq!((queue.take(100), queue.rows()), (None, 0));
@@ -89,7 +92,7 @@ mod tests {
     fn merging_stops_at_the_limit_but_the_head_always_goes() {
         let mut queue = LayerQueues::new(100);
         for (rows, item) in [(30, 1), (20, 2), (20, 3)] {
-            queue.push(0, rows, item);
+            queue.push(0, rows, item).unwrap();
         }
         assert_eq!(queue.take(50), Some((0, vec![1, 2])));
         assert_eq!(queue.take(5), Some((0, vec![3])));
@@ -98,12 +101,12 @@ mod tests {
     #[test]
     fn rows_are_bounded() {
         let mut queue = LayerQueues::new(25);
-        assert!(queue.push(0, 20, ()));
-        assert!(!queue.push(1, 6, ()));
-        assert!(queue.push(1, 5, ()));
+        assert!(queue.push(0, 20, ()).is_ok());
+        assert!(queue.push(1, 6, ()).is_err());
+        assert!(queue.push(1, 5, ()).is_ok());
         queue.take(100);
         assert_eq!(queue.rows(), 5);
         queue.clear();
-        assert!(queue.push(0, 25, ()));
+        assert!(queue.push(0, 25, ()).is_ok());
     }
 }

@@ -1,5 +1,7 @@
 //! The way of an answer back to who waits for it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use conclave_proto::v1::{ExpertBatch, ExpertResult, WorkId};
@@ -7,10 +9,13 @@ use tokio::sync::oneshot;
 
 use crate::stream::StreamReply;
 
+/// Set once nobody waits for the sums any more, but for an answer.
+pub(crate) type Cancelled = Arc<AtomicBool>;
+
 /// Where an answer goes.
 pub(crate) enum Reply {
     /// To a task.
-    Task(oneshot::Sender<ExpertResult>),
+    Task(oneshot::Sender<ExpertResult>, Cancelled),
     /// Into the socket of a caller of this host, by the compute thread itself.
     Stream(StreamReply),
 }
@@ -19,7 +24,7 @@ impl Reply {
     /// Whether anybody waits for it.
     pub(crate) fn is_wanted(&self) -> bool {
         match self {
-            Self::Task(reply) => !reply.is_closed(),
+            Self::Task(reply, cancelled) => !reply.is_closed() && !cancelled.load(Ordering::Acquire),
             Self::Stream(reply) => reply.is_wanted(),
         }
     }
@@ -27,7 +32,7 @@ impl Reply {
     pub(crate) fn send(self, result: ExpertResult) {
         match self {
             // The caller may have gone away meanwhile.
-            Self::Task(reply) => drop(reply.send(result)),
+            Self::Task(reply, _) => drop(reply.send(result)),
             Self::Stream(reply) => reply.send(result),
         }
     }
@@ -41,7 +46,7 @@ pub(crate) struct Waiting {
     signs: bool,
     /// Its turn of a pair ends with its answer.
     by_pair: bool,
-    cancelled: bool,
+    cancelled: Cancelled,
 }
 
 impl Waiting {
@@ -52,18 +57,23 @@ impl Waiting {
             since: Instant::now(),
             signs: batch.signs_of_life,
             by_pair: !batch.board_rows.is_empty(),
-            cancelled: false,
+            cancelled: Cancelled::default(),
         }
     }
 
     /// Nobody waits for its sums any more. Whether it has to be answered all the same.
-    pub(crate) fn cancel(&mut self) -> bool {
-        self.cancelled = true;
+    pub(crate) fn cancel(&self) -> bool {
+        self.cancelled.store(true, Ordering::Release);
         self.by_pair
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancelled
+        self.cancelled.load(Ordering::Acquire)
+    }
+
+    /// Set when it is cancelled.
+    pub(crate) fn cancelled(&self) -> Cancelled {
+        self.cancelled.clone()
     }
 
     /// What tells a caller that waits for longer than `every` that its work is not forgotten.

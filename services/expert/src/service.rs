@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use conclave_cluster::MemberState;
+use conclave_dispatch::pair::Way;
 use conclave_dispatch::{LinkError, ModelShape, ShardLink};
-use conclave_kernels::Device;
+use conclave_kernels::{Device, KernelError};
 use conclave_model::Checkpoint;
 use conclave_proto::CellId;
 use conclave_proto::v1::{
@@ -25,7 +26,7 @@ use crate::config::ExpertConfig;
 use crate::error::ExpertError;
 use crate::metrics::Metrics;
 use crate::pair::{OpenPair, ShardPair, ShardPairs};
-use crate::reply::Reply;
+use crate::reply::{Cancelled, Reply};
 use crate::self_check;
 use crate::validate::{self, Expected, work_error};
 
@@ -225,53 +226,75 @@ impl<D: Device> ExpertService<D> {
     pub async fn run(&self, batch: ExpertBatch) -> ExpertResult {
         let id = batch.id;
         let (reply, answer) = oneshot::channel();
-        match self.submit(batch, None, Reply::Task(reply)) {
-            Ok(()) => answer.await.unwrap_or_else(|_| {
-                let error = work_error(WorkErrorKind::Internal, "the compute thread has ended");
-                ExpertResult { id, error: Some(error), ..ExpertResult::default() }
-            }),
-            Err(refused) => *refused,
-        }
+        self.submit(batch, None, Reply::Task(reply, Cancelled::default()));
+        answered(id, answer).await
+    }
+
+    /// The same of a batch that has come over a stream with or without a pair. It is taken at once.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        batch: ExpertBatch,
+        pair: Option<Arc<ShardPair<D>>>,
+        cancelled: Cancelled,
+    ) -> impl Future<Output = ExpertResult> + use<D> {
+        let id = batch.id;
+        let (reply, answer) = oneshot::channel();
+        self.take(batch, pair, Reply::Task(reply, cancelled));
+        answered(id, answer)
+    }
+
+    /// Takes a batch of a caller, with the rows that come by `pair`, of the stream that it came over.
+    pub(crate) fn take(self: &Arc<Self>, batch: ExpertBatch, pair: Option<Arc<ShardPair<D>>>, reply: Reply) {
+        let by_pair = pair.clone().filter(|_| !batch.board_rows.is_empty());
+        let Some(from) = by_pair else { return self.submit(batch, pair, reply) };
+        // Whatever else is wrong with the batch, they come.
+        let bytes = batch.board_rows.len() * self.shape.hidden * self.device.activation().size();
+        let service = self.clone();
+        let came = move |result: Result<(), KernelError>| match result {
+            Ok(()) => service.submit(batch, pair, reply),
+            Err(_) => reply.send(ExpertResult { id: batch.id, pair_lost: true, ..ExpertResult::default() }),
+        };
+        from.receive(bytes, Box::new(came));
     }
 
     /// Answers a caller's offer of a pair.
     pub(crate) fn grant(&self, offer: &PairOffer) -> (PairGrant, Option<OpenPair<D>>) {
-        match self.config.pairs {
-            true => self.pairs.grant(&self.device, offer),
-            false => (
-                PairGrant { refused: "nothing but messages is asked for here".to_owned(), ..PairGrant::default() },
-                None,
-            ),
+        let (asked, way) = (&self.config.pairs, Way::of(offer));
+        if asked.contains(&way) {
+            return self.pairs.grant(&self.device, offer);
+        }
+        let refused = match asked[..] {
+            [] => "nothing but messages is asked for here".to_owned(),
+            _ => format!("payload {} is not asked for here", way.name()),
+        };
+        (PairGrant { refused, ..PairGrant::default() }, None)
+    }
+
+    /// Checks a batch and queues it, or answers that it is refused; `pair`: of the stream that it came over.
+    fn submit(&self, batch: ExpertBatch, pair: Option<Arc<ShardPair<D>>>, reply: Reply) {
+        let cells = self.cells();
+        let layer = match self.check(&batch, pair.as_deref(), &cells) {
+            Ok(layer) => layer,
+            Err(error) => return self.refuse(&batch, error, reply),
+        };
+        let span = span(layer, &batch);
+        let job = Job { batch, pair, cells, arrived: Instant::now(), reply, span };
+        if let Err((refusal, job)) = self.shared.push(layer, job) {
+            let error = match refusal {
+                Refusal::Full { waiting } => {
+                    let message = format!("queue: {waiting} rows wait, at most {}", self.config.queue_rows);
+                    work_error(WorkErrorKind::Overloaded, message)
+                }
+                Refusal::Closed => work_error(WorkErrorKind::Internal, "the compute thread has ended"),
+            };
+            self.refuse(&job.batch, error, job.reply);
         }
     }
 
-    /// Checks a batch and queues it; `pair`: of the stream that it came over. The error is the answer to one that is refused.
-    pub(crate) fn submit(
-        &self,
-        batch: ExpertBatch,
-        pair: Option<Arc<ShardPair<D>>>,
-        reply: Reply,
-    ) -> Result<(), Box<ExpertResult>> {
-        let refuse = |batch: &ExpertBatch, error: WorkError| {
-            let reason = error.kind().as_str_name().trim_start_matches("WORK_ERROR_KIND_").to_ascii_lowercase();
-            self.metrics.refused.with_label_values(&[&reason]).inc();
-            Box::new(failed(batch, error, self.shared.queued_rows()))
-        };
-        let cells = self.cells();
-        let layer = self.check(&batch, pair.as_deref(), &cells).map_err(|error| refuse(&batch, error))?;
-        let span = span(layer, &batch);
-        let header = ExpertBatch { id: batch.id, ..ExpertBatch::default() };
-        let job = Job { batch, pair, cells, arrived: Instant::now(), reply, span };
-        match self.shared.push(layer, job) {
-            Ok(()) => Ok(()),
-            Err(Refusal::Full { waiting }) => {
-                let message = format!("queue: {waiting} rows wait, at most {}", self.config.queue_rows);
-                Err(refuse(&header, work_error(WorkErrorKind::Overloaded, message)))
-            }
-            Err(Refusal::Closed) => {
-                Err(refuse(&header, work_error(WorkErrorKind::Internal, "the compute thread has ended")))
-            }
-        }
+    fn refuse(&self, batch: &ExpertBatch, error: WorkError, reply: Reply) {
+        let reason = error.kind().as_str_name().trim_start_matches("WORK_ERROR_KIND_").to_ascii_lowercase();
+        self.metrics.refused.with_label_values(&[&reason]).inc();
+        reply.send(failed(batch, error, self.shared.queued_rows()));
     }
 
     /// The layer of a batch that can be run here.
@@ -298,6 +321,14 @@ impl<D: Device> ExpertService<D> {
             None => Ok(batch.id.unwrap_or_default().layer),
         }
     }
+}
+
+/// The answer to a batch that was taken.
+async fn answered(id: Option<WorkId>, answer: oneshot::Receiver<ExpertResult>) -> ExpertResult {
+    answer.await.unwrap_or_else(|_| {
+        let error = work_error(WorkErrorKind::Internal, "the compute thread has ended");
+        ExpertResult { id, error: Some(error), ..ExpertResult::default() }
+    })
 }
 
 /// What a trace shows of a batch; a batch of no trace is not worth the time of a span.

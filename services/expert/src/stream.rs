@@ -26,7 +26,7 @@ impl Works {
     /// Nobody waits for the sums; whether for an answer all the same, the batch says.
     fn cancel(&self, id: &WorkId) {
         let mut works = self.lock();
-        if works.get_mut(id).is_some_and(|waiting| !waiting.cancel()) {
+        if works.get(id).is_some_and(|waiting| !waiting.cancel()) {
             works.remove(id);
         }
     }
@@ -96,7 +96,7 @@ async fn talk<D: Device>(
 }
 
 fn take<D: Device>(
-    service: &ExpertService<D>,
+    service: &Arc<ExpertService<D>>,
     batch: ExpertBatch,
     pair: Option<&OpenPair<D>>,
     works: &Arc<Works>,
@@ -109,10 +109,7 @@ fn take<D: Device>(
     }
     works.lock().insert(id, Waiting::begin(&batch));
     let reply = StreamReply { id, works: works.clone(), sender: sender.clone() };
-    if let Err(refused) = service.submit(batch, pair.map(OpenPair::share), Reply::Stream(reply)) {
-        works.lock().remove(&id);
-        sender.post(*refused);
-    }
+    service.take(batch, pair.map(OpenPair::share), Reply::Stream(reply));
 }
 
 /// Tells the caller what is not forgotten.

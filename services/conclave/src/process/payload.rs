@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use conclave_dispatch::pair::{BoardDevice, NoPair, PairDevice, Pairs};
+use conclave_dispatch::pair::{BoardDevice, LinkDevice, NoPair, PairDevice, Pairs, Way};
 use conclave_kernels::{Device, KernelError};
 
 use super::device::{AnyDevice, on_device};
@@ -12,12 +12,25 @@ use super::device::{AnyDevice, on_device};
 /// A way for rows and sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Payload {
-    /// The best that both sides have.
+    /// Within a host as ipc, if both sides have it; else in the messages.
     Auto,
     /// In the messages, through the memory of both hosts.
     Messages,
     /// Between the memory of two processes' GPUs on one host (CUDA IPC); one GPU may serve both.
     Ipc,
+    /// Between the memory of GPUs of one host or two (NCCL), a link for every pair of processes; needs libnccl.so.
+    Nccl,
+}
+
+impl Payload {
+    /// A way past the messages that is asked for by name, and the name.
+    fn by_name(self) -> Option<(Way, &'static str)> {
+        match self {
+            Self::Auto | Self::Messages => None,
+            Self::Ipc => Some((Way::Ipc, "--payload ipc")),
+            Self::Nccl => Some((Way::Nccl, "--payload nccl")),
+        }
+    }
 }
 
 /// The flag.
@@ -29,59 +42,72 @@ pub struct PayloadArgs {
 }
 
 impl PayloadArgs {
-    /// Whether an expert on `device` grants pairs. `near`: it listens on a socket for members of its host.
+    /// By which ways an expert on `device` grants pairs. `near`: it listens on a socket for members of its host.
     ///
     /// # Errors
-    /// Naming what ipc lacks, if that is asked for.
-    pub fn grants(self, near: bool, device: &AnyDevice) -> Result<bool> {
-        if self.payload == Payload::Ipc {
-            check_near(near)?;
-            on_device!(device, device => device.share(1).map(drop)).context("--payload ipc")?;
+    /// Naming what is missing for a way that is asked for by name.
+    pub fn grants(self, near: bool, device: &AnyDevice) -> Result<Vec<Way>> {
+        if let Some((way, flag)) = self.payload.by_name() {
+            check_near(way, near)?;
+            let checked = on_device!(device, device => match way {
+                Way::Ipc => device.share(1).map(drop),
+                Way::Nccl => device.check_links(),
+            });
+            checked.context(flag)?;
+            return Ok(vec![way]);
         }
-        Ok(self.payload != Payload::Messages)
+        // A caller that is asked for links asks here, whatever the expert itself would choose.
+        Ok(if self.payload == Payload::Auto { vec![Way::Ipc, Way::Nccl] } else { Vec::new() })
     }
 
     /// The pairs of an attention process that itself dispatches steps of at most this many rows of this many elements.
     ///
     /// # Errors
-    /// Naming what ipc lacks, if that is asked for.
-    pub fn pairs(self, near: bool, device: &AnyDevice, (rows, hidden): (usize, usize)) -> Result<Pairs> {
-        let board = || on_device!(device, device => board(device.clone(), rows, hidden));
+    /// Naming what is missing for a way that is asked for by name.
+    pub fn pairs(self, near: bool, device: &AnyDevice, sizes: (usize, usize)) -> Result<Pairs> {
+        let pair_device = |way| on_device!(device, device => pair_device(way, device.clone(), sizes));
+        if let Some((way, flag)) = self.payload.by_name() {
+            check_near(way, near)?;
+            return Ok(Pairs::Required(pair_device(way).context(flag)?));
+        }
         Ok(match self.payload {
-            Payload::Messages => Pairs::Without(NoPair::Unasked),
-            Payload::Auto if !near => Pairs::Without(NoPair::Far),
-            Payload::Auto => match board() {
+            Payload::Auto if near => match pair_device(Way::Ipc) {
                 Ok(device) => Pairs::Offered(device),
                 Err(error) => Pairs::Without(NoPair::NoDevice(error.to_string())),
             },
-            Payload::Ipc => {
-                check_near(near)?;
-                Pairs::Required(board().context("--payload ipc")?)
-            }
+            Payload::Auto => Pairs::Without(NoPair::Far),
+            _ => Pairs::Without(NoPair::Unasked),
         })
     }
 
     /// The same where a router dispatches.
     ///
     /// # Errors
-    /// If ipc is asked for.
+    /// If a way is asked for by name.
     pub fn by_router(self) -> Result<Pairs> {
-        if self.payload == Payload::Ipc {
-            bail!("--payload ipc: layers go to a router, which has no device; needed is --dispatch embedded");
+        if let Some((_, flag)) = self.payload.by_name() {
+            bail!("{flag}: layers go to a router, which has no device; needed is --dispatch embedded");
         }
         Ok(Pairs::Without(NoPair::NoDevice("a router has none".to_owned())))
     }
 }
 
-fn check_near(near: bool) -> Result<()> {
-    if !near {
+fn check_near(way: Way, near: bool) -> Result<()> {
+    if way == Way::Ipc && !near {
         bail!("--payload ipc: needs the sockets of members of one host, which --same-host off takes away");
     }
     Ok(())
 }
 
-fn board<D: Device>(device: Arc<D>, rows: usize, hidden: usize) -> Result<Arc<dyn PairDevice>, KernelError> {
-    Ok(Arc::new(BoardDevice::new(device, rows, hidden)?))
+fn pair_device<D: Device>(
+    way: Way,
+    device: Arc<D>,
+    (rows, hidden): (usize, usize),
+) -> Result<Arc<dyn PairDevice>, KernelError> {
+    Ok(match way {
+        Way::Ipc => Arc::new(BoardDevice::new(device, rows, hidden)?),
+        Way::Nccl => Arc::new(LinkDevice::new(device, rows, hidden)?),
+    })
 }
 
 #[cfg(test)]
@@ -96,17 +122,22 @@ mod tests {
 
     #[test]
     fn what_is_asked_for_by_name_and_missing_is_named() {
-        let ipc = PayloadArgs { payload: Payload::Ipc };
         let refused = |error: Option<anyhow::Error>| format!("{:#}", error.expect("refused"));
         let device = device();
-        for near in [true, false] {
-            let (grants, pairs) = (ipc.grants(near, &device).err(), ipc.pairs(near, &device, (4, 8)).err());
-            let missing = if near { "device reference-1: shares no memory" } else { "--same-host off takes away" };
-            for error in [refused(grants), refused(pairs)] {
-                assert!(error.starts_with("--payload ipc: ") && error.contains(missing), "{error}");
+        let (shares_none, no_links) = ("device reference-1: shares no memory", "device reference-1: has no links");
+        for (payload, flag, near, missing) in [
+            (Payload::Ipc, "--payload ipc: ", true, shares_none),
+            (Payload::Ipc, "--payload ipc: ", false, "--same-host off takes away"),
+            (Payload::Nccl, "--payload nccl: ", true, no_links),
+            (Payload::Nccl, "--payload nccl: ", false, no_links),
+        ] {
+            let args = PayloadArgs { payload };
+            let (grants, pairs) = (args.grants(near, &device).err(), args.pairs(near, &device, (4, 8)).err());
+            for error in [refused(grants), refused(pairs), refused(args.by_router().err())] {
+                assert!(error.starts_with(flag), "{error}");
+                assert!(error.contains(missing) || error.ends_with("needed is --dispatch embedded"), "{error}");
             }
         }
-        assert!(refused(ipc.by_router().err()).ends_with("needed is --dispatch embedded"));
     }
 
     #[test]
@@ -118,7 +149,8 @@ mod tests {
         assert_eq!(why(Payload::Messages, true), "unasked");
         assert_eq!((why(Payload::Auto, false), why(Payload::Auto, true)), ("far", "no-device"));
         let grants = |payload| PayloadArgs { payload }.grants(true, &device()).unwrap();
-        assert!(grants(Payload::Auto) && !grants(Payload::Messages));
+        assert_eq!(grants(Payload::Auto), [Way::Ipc, Way::Nccl]);
+        assert!(grants(Payload::Messages).is_empty());
         assert!(PayloadArgs { payload: Payload::Auto }.by_router().is_ok());
     }
 }

@@ -1,10 +1,12 @@
-//! A shim whose kernels can be held up, and whose reads of others' memory can fail.
+//! A shim whose kernels and transfers can be held up, and whose reads of others' memory can fail.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use conclave_kernels::cuda::{CudaError, Driver, EncodedMap, Launch, Shim, ShimMemory, TensorMap};
+use conclave_kernels::cuda::{AnyLink, CudaError, Driver, DriverLink, EncodedMap, Launch, Shim, ShimMemory, TensorMap};
+use conclave_kernels::link::{LinkEnd, Until};
 
 /// What a test does to a [`Gated`] device.
 #[derive(Default)]
@@ -14,6 +16,10 @@ pub(crate) struct Gate {
     /// Launches that wait, or have waited, at the gate.
     pub(crate) held: AtomicUsize,
     pub(crate) fails: AtomicBool,
+    /// Transfers over links stand still while it is set.
+    pub(crate) stands_still: AtomicBool,
+    /// Those that stand still, or have.
+    pub(crate) stood: AtomicUsize,
 }
 
 impl Gate {
@@ -24,6 +30,19 @@ impl Gate {
     pub(crate) fn open(&self) {
         *self.shut.lock().unwrap() = false;
         self.opened.notify_all();
+    }
+
+    /// Waits until a transfer may go on.
+    fn go_on(&self, until: &Until<'_>) -> Result<(), CudaError> {
+        if !self.stands_still.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        self.stood.fetch_add(1, Ordering::SeqCst);
+        let ask = || {
+            std::thread::sleep(Duration::from_millis(1));
+            Ok((!self.stands_still.load(Ordering::SeqCst)).then_some(()))
+        };
+        until.wait(ask, |why| CudaError::Device { what: "stand still", detail: why.to_owned() })
     }
 
     fn pass(&self) {
@@ -114,5 +133,42 @@ impl Driver for Gated {
             return Err(CudaError::Device { what: "copy from another process", detail: "it is gone".to_owned() });
         }
         self.shim.download_beside(memory, offset, bytes)
+    }
+
+    fn check_links(&self) -> Result<(), CudaError> {
+        self.shim.check_links()
+    }
+
+    fn link_id(&self) -> Result<Vec<u8>, CudaError> {
+        self.shim.link_id()
+    }
+
+    fn link<'d>(&'d self, id: &[u8], end: LinkEnd, until: &Until<'_>) -> Result<AnyLink<'d, Self>, CudaError> {
+        Ok(Box::new(GatedLink { link: self.shim.link(id, end, until)?, gate: &self.gate }))
+    }
+}
+
+struct GatedLink<'d> {
+    link: AnyLink<'d, Shim>,
+    gate: &'d Gate,
+}
+
+impl DriverLink<ShimMemory> for GatedLink<'_> {
+    fn upload(&mut self, memory: &ShimMemory, offset: usize, bytes: &[u8]) -> Result<(), CudaError> {
+        self.link.upload(memory, offset, bytes)
+    }
+
+    fn launch(&mut self, launch: &Launch<'_>) -> Result<(), CudaError> {
+        self.link.launch(launch)
+    }
+
+    fn send(&mut self, memory: &ShimMemory, range: Range<usize>, until: &Until<'_>) -> Result<(), CudaError> {
+        self.gate.go_on(until)?;
+        self.link.send(memory, range, until)
+    }
+
+    fn receive(&mut self, memory: &ShimMemory, range: Range<usize>, until: &Until<'_>) -> Result<(), CudaError> {
+        self.gate.go_on(until)?;
+        self.link.receive(memory, range, until)
     }
 }

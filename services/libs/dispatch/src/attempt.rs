@@ -18,7 +18,7 @@ use crate::combine::Part;
 use crate::condition::Trouble;
 use crate::error::MoeError;
 use crate::link::{LinkError, ShardLink};
-use crate::metrics::{IPC, MESSAGES};
+use crate::metrics::MESSAGES;
 use crate::pair::Turn;
 use crate::predict::{Patience, units};
 use crate::shards::Shard;
@@ -192,7 +192,7 @@ impl Call<'_> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         let (budget_us, traceparent) = ((left.as_micros() as u64).max(1), telemetry::traceparent());
         sent.over(link, id);
-        let way = if turn.is_some() { IPC } else { MESSAGES };
+        let way = turn.as_ref().map_or(MESSAGES, |turn| turn.way().name());
         self.dispatcher.metrics.batches.with_label_values(&[way]).inc();
         let computing = match turn {
             Some(turn) => {

@@ -9,12 +9,10 @@ use prometheus::{
 };
 
 use crate::link::Transport;
-use crate::pair::NoPair;
+use crate::pair::{NoPair, Way};
 
 /// Rows and sums go in the messages.
 pub(crate) const MESSAGES: &str = "messages";
-/// They go from device to device within the host.
-pub(crate) const IPC: &str = "ipc";
 
 /// Metrics of one dispatcher.
 #[derive(Debug, Clone)]
@@ -67,9 +65,9 @@ impl Metrics {
 
 impl Metrics {
     /// Messages go to a shard this way, rows and sums that way.
-    pub(crate) fn link(&self, shard: &str, transport: Transport, pair: Result<(), &NoPair>) {
+    pub(crate) fn link(&self, shard: &str, transport: Transport, pair: Result<Way, &NoPair>) {
         self.unlink(shard);
-        let (payload, why) = pair.map_or_else(|why| (MESSAGES, why.name()), |()| (IPC, ""));
+        let (payload, why) = pair.map_or_else(|why| (MESSAGES, why.name()), |way| (way.name(), ""));
         let labels = [transport.name(), payload, why];
         self.linked().insert(shard.to_owned(), labels);
         self.links.with_label_values(&[shard, labels[0], labels[1], labels[2]]).set(1);

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::condition::{Condition, Trouble};
 use crate::link::{LinkError, ShardConnector, ShardLink};
-use crate::metrics::{IPC, MESSAGES, Metrics};
+use crate::metrics::{MESSAGES, Metrics};
 use crate::plan::Candidate;
 use crate::predict::Rate;
 
@@ -132,10 +132,10 @@ impl Shard {
     fn linked(&self, link: &dyn ShardLink) {
         let (shard, transport, pair) = (&self.member.instance, link.transport(), link.pair());
         match &pair {
-            Ok(_) => tracing::info!(%shard, transport = transport.name(), payload = IPC, "connected"),
+            Ok(pair) => tracing::info!(%shard, transport = transport.name(), payload = pair.way().name(), "connected"),
             Err(why) => tracing::info!(%shard, transport = transport.name(), payload = MESSAGES, %why, "connected"),
         }
-        self.metrics.link(&shard.0, transport, pair.as_ref().map(|_| ()));
+        self.metrics.link(&shard.0, transport, pair.as_ref().map(|pair| pair.way()));
     }
 
     /// Work of some pairs goes out.

@@ -6,13 +6,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use conclave_cluster::Member;
 use conclave_proto::v1::expert_client::ExpertClient;
-use conclave_proto::v1::{ExpertBatch, ExpertResult, Hello, WorkId};
-use conclave_proto::{FINGERPRINT_HEADER, INSTANCE_HEADER, MAX_MESSAGE_BYTES};
+use conclave_proto::v1::{ExpertBatch, ExpertResult, Hello, PairGrant, WorkId};
+use conclave_proto::{FINGERPRINT_HEADER, INSTANCE_HEADER, MAX_MESSAGE_BYTES, PAIR_HEADER};
+use prost::Message;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::AsciiMetadataValue;
+use tonic::metadata::{AsciiMetadataValue, BinaryMetadataValue, MetadataMap};
 use tonic::{Code, Request, Status};
 
 use super::answers;
@@ -20,7 +21,7 @@ use super::channel::{self, QUEUE};
 use super::outgoing::Outgoing;
 use super::pending::{Pending, Ticket};
 use crate::link::{LinkError, ShardConnector, ShardLink, Transport};
-use crate::pair::{NoPair, Pair, Pairs, Turn};
+use crate::pair::{NoPair, Offered, Pair, Pairs, Turn};
 use crate::stream::OpenError;
 
 /// Connects to expert shards of other processes.
@@ -48,8 +49,9 @@ impl RemoteShards {
     /// A link, unless it has to have a pair and has none.
     fn checked(&self, link: RemoteShard) -> Result<Arc<dyn ShardLink>, LinkError> {
         match (&self.pairs, &link.pair) {
-            (Pairs::Required(_), Err(why)) => {
-                Err(LinkError::Refused { instance: link.instance, message: format!("payload ipc is asked for: {why}") })
+            (Pairs::Required(device), Err(why)) => {
+                let message = format!("payload {} is asked for: {why}", device.way().name());
+                Err(LinkError::Refused { instance: link.instance, message })
             }
             _ => Ok(Arc::new(link)),
         }
@@ -70,10 +72,14 @@ impl RemoteShards {
                 .map_err(|_| lost(format!("{header}: {value:?} cannot be sent as metadata")))?;
             request.metadata_mut().insert(header, value);
         }
-        let answers = client.compute(request).await.map_err(|status| refusal(&instance, &status))?.into_inner();
+        let offered = self.pairs.offer(false);
+        if let Ok(Offered { offer, .. }) = &offered {
+            request.metadata_mut().insert_bin(PAIR_HEADER, BinaryMetadataValue::from_bytes(&offer.encode_to_vec()));
+        }
+        let response = client.compute(request).await.map_err(|status| refusal(&instance, &status))?;
+        let pair = offered.and_then(|offered| offered.open(granted(response.metadata()).as_ref(), None));
         let pending = Pending::new();
-        tokio::spawn(answers::demultiplex(answers, "the shard", pending.clone(), settle));
-        let pair = Err(self.pairs.device().err().unwrap_or(NoPair::Far));
+        tokio::spawn(answers::demultiplex(response.into_inner(), "the shard", pending.clone(), settle));
         Ok(RemoteShard { instance, outgoing: Arc::new(Outgoing::Grpc(outgoing)), pending, pair })
     }
 
@@ -81,12 +87,12 @@ impl RemoteShards {
     async fn open(&self, member: &Member, socket: &str) -> Result<RemoteShard, LinkError> {
         let (instance, fingerprint) = (member.instance.0.clone(), self.fingerprint.clone());
         let pending = Pending::new();
-        let device = self.pairs.device();
-        let pair = device.as_ref().ok().map(|device| device.offer());
+        let offered = self.pairs.offer(true);
+        let pair = offered.as_ref().ok().map(|offered| offered.offer.clone());
         let hello = Hello { service: "expert".to_owned(), instance: instance.clone(), fingerprint, pair };
         match answers::open(socket, hello, pending.clone(), settle).await {
             Ok((outgoing, grant)) => {
-                let pair = device.and_then(|device| Pair::open(&**device, grant.as_ref(), outgoing.connection()));
+                let pair = offered.and_then(|offered| offered.open(grant.as_ref(), outgoing.connection()));
                 Ok(RemoteShard { instance, outgoing: Arc::new(outgoing), pending, pair })
             }
             Err(OpenError::Lost(message)) => Err(LinkError::Lost { instance, message }),
@@ -106,6 +112,15 @@ impl ShardConnector for RemoteShards {
         }
         self.checked(self.dial(member).await?)
     }
+}
+
+/// What a shard answered to an offer.
+fn granted(metadata: &MetadataMap) -> Option<PairGrant> {
+    let grant = metadata.get_bin(PAIR_HEADER)?.to_bytes().ok()?;
+    Some(PairGrant::decode(grant).unwrap_or_else(|error| {
+        let refused = format!("{PAIR_HEADER} of its answer: {error}");
+        PairGrant { refused, ..PairGrant::default() }
+    }))
 }
 
 fn refusal(instance: &str, status: &Status) -> LinkError {
@@ -155,10 +170,11 @@ impl Drop for Sent {
     fn drop(&mut self) {
         let Some(mut ticket) = self.ticket.take() else { return };
         self.outgoing.try_send(ExpertBatch { id: Some(self.id), cancel: true, ..ExpertBatch::default() });
-        if let (Some(mut turn), Ok(runtime)) = (self.turn.take(), Handle::try_current()) {
+        if let (Some(turn), Ok(runtime)) = (self.turn.take(), Handle::try_current()) {
             runtime.spawn(async move {
-                if ticket.wait().await.is_ok() {
-                    turn.answered();
+                if let Ok(mut late) = ticket.wait().await {
+                    // Where its sums cannot be had, nobody misses them.
+                    let _ = turn.collect(&mut late).await;
                 }
             });
         }
@@ -168,6 +184,10 @@ impl Drop for Sent {
 impl RemoteShard {
     fn lost(&self, message: String) -> LinkError {
         LinkError::Lost { instance: self.instance.clone(), message }
+    }
+
+    fn past(&self, message: String) -> LinkError {
+        LinkError::Pair { instance: self.instance.clone(), message }
     }
 
     async fn send(&self, mut batch: ExpertBatch, turn: Option<Turn>) -> Result<Sent, LinkError> {
@@ -189,13 +209,18 @@ impl ShardLink for RemoteShard {
         Ok(result)
     }
 
-    async fn compute_by_pair(&self, batch: ExpertBatch, turn: Turn) -> Result<ExpertResult, LinkError> {
+    async fn compute_by_pair(&self, mut batch: ExpertBatch, turn: Turn) -> Result<ExpertResult, LinkError> {
+        let mut giving = turn.give(&mut batch);
         let sent = self.send(batch, Some(turn)).await?;
-        let (mut result, turn) = sent.answer().await.map_err(|message| self.lost(message))?;
-        match turn.map_or(Ok(()), |turn| turn.collect(&mut result)) {
-            Ok(()) => Ok(result),
-            Err(message) => Err(LinkError::Pair { instance: self.instance.clone(), message }),
+        let (mut result, turn) = tokio::select! {
+            biased;
+            answered = sent.answer() => answered.map_err(|message| self.lost(message))?,
+            message = giving.failed() => return Err(self.past(message)),
+        };
+        if let Some(turn) = turn {
+            turn.collect(&mut result).await.map_err(|message| self.past(message))?;
         }
+        Ok(result)
     }
 
     fn pair(&self) -> Result<&Arc<Pair>, NoPair> {
