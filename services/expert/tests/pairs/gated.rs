@@ -1,4 +1,4 @@
-//! A shim whose kernels and transfers can be held up, and whose reads of others' memory can fail.
+//! A shim whose kernels and transfers can be held up, and which can fail, as can its reads of others' memory.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +16,8 @@ pub(crate) struct Gate {
     /// Launches that wait, or have waited, at the gate.
     pub(crate) held: AtomicUsize,
     pub(crate) fails: AtomicBool,
+    /// The next launch fails, and with it the device.
+    pub(crate) breaks: AtomicBool,
     /// Transfers over links stand still while it is set.
     pub(crate) stands_still: AtomicBool,
     /// Those that stand still, or have.
@@ -109,6 +111,9 @@ impl Driver for Gated {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), CudaError> {
         self.gate.pass();
+        if self.gate.breaks.load(Ordering::SeqCst) {
+            return Err(CudaError::Launch { kernel: launch.kernel.to_owned(), detail: "a bit has flipped".to_owned() });
+        }
         self.shim.launch(launch)
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use conclave_cluster::{Member, SameHost};
+use conclave_cluster::{Member, MemberState, SameHost};
 use conclave_dispatch::pair::{BoardDevice, NoPair, PairDevice, PairMemory, Pairs, Way};
 use conclave_dispatch::{LinkError, RemoteShards, ShardConnector, Transport};
 use conclave_expert::ExpertConfig;
@@ -69,6 +69,25 @@ async fn a_pair_lost_within_a_batch_loses_nothing() {
     let before = caller.batches().0;
     caller.check(3, 6).await;
     assert_eq!(caller.batches().0, before + 2, "the pairs with the others are as they were");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_whose_device_fails_leaves_and_no_layer_is_lost() {
+    let (_dir, checkpoint) = checkpoint();
+    let shards = ["a", "b"].map(|name| Shard::start(name, &checkpoint, &ALL));
+    let caller = Caller::start(&checkpoint, &[&shards[0], &shards[1]], 1024).await;
+    caller.check(1, 6).await;
+    // The one that was used.
+    let (broken, other) = if shards[0].computed() > 0 { (&shards[0], &shards[1]) } else { (&shards[1], &shards[0]) };
+    broken.gate.breaks.store(true, Ordering::SeqCst);
+    let before = broken.computed();
+    for seed in 2..5 {
+        caller.check(seed, 6).await;
+    }
+    assert_eq!(broken.computed(), before, "what it answered after that");
+    assert!(other.computed() > 0);
+    assert_eq!(*broken.service.state().borrow(), MemberState::Leaving);
+    assert_eq!(*other.service.state().borrow(), MemberState::Ready);
 }
 
 #[tokio::test(flavor = "multi_thread")]
