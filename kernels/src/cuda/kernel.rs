@@ -2,7 +2,7 @@
 
 use super::{Arg, CudaError, Launch};
 
-/// Memory of the device: what [`Driver::address`] gives, plus an offset in bytes.
+/// Memory of the device: what [`Driver::address`](super::Driver::address) gives, plus an offset in bytes.
 pub type Address = u64;
 
 /// How many threads run a kernel.

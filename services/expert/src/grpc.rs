@@ -180,3 +180,23 @@ impl<D: Device> BatchStream<D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offer_comes_as_metadata_and_nonsense_is_named() {
+        let of = |value: Option<&[u8]>| {
+            let mut metadata = MetadataMap::new();
+            value.map(|value| metadata.insert_bin(PAIR_HEADER, BinaryMetadataValue::from_bytes(value)));
+            offer(&metadata)
+        };
+        assert_eq!(of(None).unwrap(), None);
+        let offered = PairOffer { link: vec![7; 128].into(), board_bytes: 9, ..PairOffer::default() };
+        assert_eq!(of(Some(&offered.encode_to_vec())).unwrap(), Some(offered));
+        let refused = of(Some(&[0xff; 3])).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        assert!(refused.message().starts_with("conclave-pair-bin: found no offer: "), "{}", refused.message());
+    }
+}

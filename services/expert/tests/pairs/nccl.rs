@@ -4,19 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use conclave_cluster::Member;
+use conclave_cluster::{Member, SameHost};
 use conclave_dispatch::pair::{NoPair, Pairs, Way};
 use conclave_dispatch::{LinkError, RemoteShards, ShardConnector, Transport};
 use conclave_expert::ExpertConfig;
 use conclave_kernels::Dtype;
 use conclave_proto::v1::{ExpertBatch, WorkErrorKind};
-use conclave_serve::same_host::SameHost::Auto;
+use conclave_serve::same_host::{self, SameHost::Auto};
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use crate::rig::{Caller, LIMIT, ROWS, Shard, gpu, pair_device, until};
-use crate::support::{ALL, batch, checkpoint};
+use crate::support::{ALL, batch, checkpoint, member, reference, start};
 
 /// Longer than a transfer may take.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -228,6 +229,13 @@ async fn a_link_without_a_pair_says_why_and_is_none_where_one_is_asked_for() {
     let board: Pairs = Pairs::Offered(pair_device(Way::Ipc, &gpu(6).0));
     let far = link(&open.far(fingerprint), board).await.unwrap();
     assert_eq!(far.pair().err(), Some(NoPair::Far), "memory is not shared from host to host");
+    let on_host = start(ExpertConfig::new("d"), reference(), &checkpoint, &ALL);
+    let (listener, socket) = same_host::listen("d").unwrap();
+    tokio::spawn(on_host.serve_streams(listener, CancellationToken::new()));
+    let same_host = Some(SameHost { host: Auto.host().unwrap(), socket });
+    let record = Member { same_host, ..member("d", "http://127.0.0.1:1", &ALL, fingerprint) };
+    let why = link(&record, Pairs::Offered(offered.clone())).await.unwrap().pair().err().unwrap().to_string();
+    assert!(why.starts_with("the shard: device reference-1: has no links to devices of other processes"), "{why}");
     let nobody = Member { address: "http://127.0.0.1:1".into(), ..open.far(fingerprint) };
     let error = link(&nobody, Pairs::Required(offered)).await.err().expect("nobody");
     assert!(matches!(error, LinkError::Lost { .. }), "{error}");

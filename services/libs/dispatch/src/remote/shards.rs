@@ -239,3 +239,22 @@ impl ShardLink for RemoteShard {
         self.outgoing.transport()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_comes_as_metadata_and_nonsense_is_none() {
+        let of = |value: Option<&[u8]>| {
+            let mut metadata = MetadataMap::new();
+            value.map(|value| metadata.insert_bin(PAIR_HEADER, BinaryMetadataValue::from_bytes(value)));
+            granted(&metadata)
+        };
+        assert_eq!(of(None), None, "a shard that knows of no pairs");
+        let grant = PairGrant { sums_bytes: 9, ..PairGrant::default() };
+        assert_eq!(of(Some(&grant.encode_to_vec())), Some(grant));
+        let refused = of(Some(&[0xff; 3])).unwrap().refused;
+        assert!(refused.starts_with("conclave-pair-bin of its answer: "), "{refused}");
+    }
+}
