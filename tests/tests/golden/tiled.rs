@@ -73,10 +73,11 @@ fn write(dir: &Path, parts: impl Fn(&str, &[usize], u64) -> Parts) {
     let files: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     let file = files.iter().find(|path| path.extension().is_some_and(|found| found == "safetensors")).unwrap();
     let bytes = fs::read(file).unwrap();
+    // In order of name, so that every run has the same weights.
+    let mut stored = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    stored.sort_by(|(one, _), (other, _)| one.cmp(other));
     let mut seed = 1u64;
-    let tensors: HashMap<String, (Stored, Vec<usize>, Vec<u8>)> = SafeTensors::deserialize(&bytes)
-        .unwrap()
-        .tensors()
+    let tensors: HashMap<String, (Stored, Vec<usize>, Vec<u8>)> = stored
         .into_iter()
         .flat_map(|(name, tensor)| {
             let mut shape = tensor.shape().to_vec();
