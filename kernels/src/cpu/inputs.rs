@@ -36,6 +36,7 @@ impl<'a> Inputs<'a> {
 /// The inputs of several products, packed for tiles.
 pub(super) struct Packed<'k> {
     tiles: &'k dyn Tiles,
+    strip: usize,
     memory: Scratch,
     layouts: Vec<Layout>,
 }
@@ -77,8 +78,8 @@ impl Layout {
 }
 
 impl<'k> Packed<'k> {
-    /// Packs the inputs of products, on the threads of `pool`.
-    pub(super) fn new(pool: &Pool, tiles: &'k dyn Tiles, inputs: &[Inputs<'_>]) -> Self {
+    /// Packs the inputs of products in strips of so many steps, on the threads of `pool`.
+    pub(super) fn new(pool: &Pool, tiles: &'k dyn Tiles, strip: usize, inputs: &[Inputs<'_>]) -> Self {
         let mut layouts: Vec<Layout> = Vec::with_capacity(inputs.len());
         for input in inputs {
             let start = layouts.last().map_or(0, |last| last.start + last.length());
@@ -100,15 +101,15 @@ impl<'k> Packed<'k> {
                 let rows = &mut rows[..layout.tile(*tile).len()];
                 rows.iter_mut().zip(layout.tile(*tile)).for_each(|(to, row)| *to = input.row(row));
                 // SAFETY: each tile has a place of its own, and is packed by one task.
-                tiles.pack(rows, unsafe { grid.part(0, layout.place(*tile, 0..layout.depth)) });
+                tiles.pack(rows, strip, unsafe { grid.part(0, layout.place(*tile, 0..layout.depth)) });
             }
         });
-        Self { tiles, memory, layouts }
+        Self { tiles, strip, memory, layouts }
     }
 
     /// The inputs of product `index`.
     pub(super) fn of(&self, index: usize) -> PackedRows<'_> {
-        PackedRows { tiles: self.tiles, memory: &self.memory, layout: self.layouts[index] }
+        PackedRows { tiles: self.tiles, steps: self.strip, memory: &self.memory, layout: self.layouts[index] }
     }
 }
 
@@ -116,6 +117,8 @@ impl<'k> Packed<'k> {
 #[derive(Clone, Copy)]
 pub(super) struct PackedRows<'a> {
     tiles: &'a dyn Tiles,
+    /// Of a strip.
+    steps: usize,
     memory: &'a [f32],
     layout: Layout,
 }
@@ -150,7 +153,13 @@ impl<'a> PackedRows<'a> {
         self.layout.tile(index)
     }
 
-    /// Some steps of a tile, packed.
+    /// The inner dimension, strip by strip.
+    pub(super) fn strips(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let (depth, steps) = (self.layout.depth, self.steps);
+        (0..depth).step_by(steps).map(move |first| first..depth.min(first + steps))
+    }
+
+    /// Some steps of a strip of a tile, packed.
     pub(super) fn strip(&self, tile: usize, steps: Range<usize>) -> &'a [f32] {
         &self.memory[self.layout.place(tile, steps)]
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::kernels::e4m3;
+use super::kernels::{Tiles, e4m3};
 use crate::{
     KernelError, Pool, Weight,
     arena::Arena,
@@ -100,6 +100,14 @@ impl CpuMatrix {
         match self {
             Self::Bf16(panels) => panels.depth(),
             Self::Fp8(panels) => panels.bytes.depth(),
+        }
+    }
+
+    /// Steps of the strips that its products want rows to be packed in.
+    pub(super) fn strip(&self, tiles: &dyn Tiles) -> usize {
+        match self {
+            Self::Bf16(_) => tiles.strip(),
+            Self::Fp8(_) => SCALED,
         }
     }
 

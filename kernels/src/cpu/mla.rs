@@ -78,7 +78,7 @@ impl Cpu {
     fn by_heads<'a>(&self, inputs: impl Fn(usize) -> Inputs<'a>, w: &[CpuMatrix], out: Grid<'_, f32>, width: usize) {
         let inputs: Vec<Inputs<'_>> = (0..w.len()).map(inputs).collect();
         let picked = inputs.first().and_then(|inputs| inputs.picked);
-        let x = self.packed(Dtype::Bf16, &inputs);
+        let x = self.packed(Dtype::Bf16, w, &inputs);
         let products: Vec<Product<'_, 1>> =
             w.iter().enumerate().map(|(head, w)| Product { x: x.of(head), w: [w] }).collect();
         products::run(&self.pool, &products, |head, outputs| {

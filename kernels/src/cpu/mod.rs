@@ -64,16 +64,23 @@ impl Cpu {
         self.isa
     }
 
-    /// Inputs of products, rounded to `dtype` and packed.
-    fn packed(&self, dtype: Dtype, inputs: &[Inputs<'_>]) -> Packed<'_> {
-        Packed::new(&self.pool, self.kernels.tiles(dtype), inputs)
+    /// Inputs of products with these matrices, rounded to `dtype` and packed.
+    fn packed<'m>(
+        &self,
+        dtype: Dtype,
+        matrices: impl IntoIterator<Item = &'m CpuMatrix>,
+        inputs: &[Inputs<'_>],
+    ) -> Packed<'_> {
+        let tiles = self.kernels.tiles(dtype);
+        let strip = matrices.into_iter().map(|matrix| matrix.strip(tiles)).min().unwrap_or(tiles.strip());
+        Packed::new(&self.pool, tiles, strip, inputs)
     }
 
     /// `y [T, out] = round(x) · Wᵀ`, `x` rounded to `dtype`.
     fn product(&self, x: Inputs<'_>, dtype: Dtype, w: &CpuMatrix, y: &mut [f32]) {
         assert_eq!((x.width, x.rows * w.outputs()), (w.inputs(), y.len()), "rows of a linear layer");
         let y = Grid::new(y, w.outputs());
-        let x = self.packed(dtype, &[x]);
+        let x = self.packed(dtype, [w], &[x]);
         products::run(&self.pool, &[Product { x: x.of(0), w: [w] }], |_, outputs| {
             for (row, [values]) in outputs.rows() {
                 // SAFETY: each output is handed over once.
@@ -115,7 +122,8 @@ impl Cpu {
         let rows: usize = picked.iter().map(|picked| picked.rows).sum();
         let mut inner = Scratch::take(rows * width);
         {
-            let x = self.packed(Dtype::Bf16, &picked);
+            let matrices = experts.iter().flat_map(|expert| [&expert.ffn.gate, &expert.ffn.up]);
+            let x = self.packed(Dtype::Bf16, matrices, &picked);
             let blocks: Vec<Product<'_, 2>> = experts
                 .iter()
                 .enumerate()
@@ -126,7 +134,7 @@ impl Cpu {
             self.inner(&blocks, &grids);
         }
         let inner: Vec<Inputs<'_>> = split(&mut inner, &picked, width).map(|inner| Inputs::new(inner, width)).collect();
-        let inner = self.packed(Dtype::Bf16, &inner);
+        let inner = self.packed(Dtype::Bf16, experts.iter().map(|expert| &expert.ffn.down), &inner);
 
         // A task owns some columns of all slots, and takes the experts one after the other.
         let panels = hidden.div_ceil(WIDTH);
@@ -263,7 +271,7 @@ impl Device for Cpu {
 
     fn ffn(&self, x: &Vec<f32>, ffn: &Ffn<Self::Matrix>, y: &mut Vec<f32>) {
         let (hidden, width) = (ffn.gate.inputs(), ffn.gate.outputs());
-        let x = self.packed(Dtype::Bf16, &[Inputs::new(x, hidden)]);
+        let x = self.packed(Dtype::Bf16, [&ffn.gate, &ffn.up], &[Inputs::new(x, hidden)]);
         let rows = x.of(0).rows();
         let mut inner = Scratch::take(rows * width);
         self.inner(&[Product { x: x.of(0), w: [&ffn.gate, &ffn.up] }], &[Grid::new(&mut inner, width)]);

@@ -101,7 +101,7 @@ fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums
 /// Adds products of the rows of some tiles with whole panels: `sums [tiles][panels][rows of the tile][16]`. Strip by strip, so
 /// that a strip of the panels is read from the nearest cache by all tiles but the first.
 pub(super) fn add(x: PackedRows<'_>, tiles: Range<usize>, panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
-    for steps in strips(x) {
+    for steps in x.strips() {
         let mut strips: [&[u16]; GROUP] = [&[]; GROUP];
         let strips = &mut strips[..panels.len()];
         strips.iter_mut().zip(panels).for_each(|(to, panel)| *to = &panel[steps.start * WIDTH..steps.end * WIDTH]);
@@ -109,7 +109,7 @@ pub(super) fn add(x: PackedRows<'_>, tiles: Range<usize>, panels: &[&[u16]], sum
     }
 }
 
-/// The same for one of the [`strips`].
+/// The same for one strip.
 pub(super) fn add_strip(
     x: PackedRows<'_>,
     tiles: Range<usize>,
@@ -122,12 +122,6 @@ pub(super) fn add_strip(
         let sums = rest.split_off_mut(..x.tile(tile).len() * panels.len()).expect("sums of every tile");
         x.tiles().tile(x.strip(tile, steps.clone()), panels, sums);
     }
-}
-
-/// The inner dimension, cut as the tiles want it.
-pub(super) fn strips(x: PackedRows<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
-    let (depth, strip) = (x.depth(), x.tiles().strip());
-    (0..depth).step_by(strip).map(move |first| first..depth.min(first + strip))
 }
 
 /// Runs products, cut by panels, on the threads of `pool`; `sink(i, output)` gets the outputs of product `i`, each once.

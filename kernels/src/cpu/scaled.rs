@@ -30,9 +30,11 @@ fn all_bytes<'a>(panels: &[Panel<'a>]) -> Option<[&'a [u8]; GROUP]> {
     Some(all)
 }
 
-/// Steps that have one scale, one piece after the other.
-fn pieces(depth: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
-    (0..depth).step_by(SCALED).map(move |first| first..depth.min(first + SCALED)).enumerate()
+/// Steps that have one scale, one piece after the other: the strips of the rows.
+fn pieces(x: PackedRows<'_>) -> impl Iterator<Item = (usize, Range<usize>)> {
+    x.strips()
+        .inspect(|steps| assert!(steps.start.is_multiple_of(SCALED) && steps.len() <= SCALED, "{steps:?}"))
+        .enumerate()
 }
 
 /// Sums that products of the rows of some tiles are added to.
@@ -49,7 +51,7 @@ impl Adding<'_, '_> {
     /// By tiles of bytes.
     fn bytes(&mut self, panels: &[Panel<'_>], bytes: &[&[u8]]) {
         let tiles = self.x.tiles();
-        for (piece, steps) in pieces(self.x.depth()) {
+        for (piece, steps) in pieces(self.x) {
             let (mut strips, mut scales): ([&[u8]; GROUP], _) = ([&[]; GROUP], [0.0; GROUP]);
             strips.iter_mut().zip(bytes).for_each(|(to, bytes)| *to = &bytes[steps.start * WIDTH..steps.end * WIDTH]);
             scales.iter_mut().zip(panels).for_each(|(to, panel)| *to = panel.scale(piece));
@@ -62,7 +64,7 @@ impl Adding<'_, '_> {
     fn widened(&mut self, panels: &[Panel<'_>]) {
         let tiles = self.x.tiles();
         let mut wide = Scratch::take(panels.len() * SCALED * WIDTH / 2);
-        for (piece, steps) in pieces(self.x.depth()) {
+        for (piece, steps) in pieces(self.x) {
             let (mut strips, mut scales): ([&[u16]; GROUP], _) = ([&[]; GROUP], [0.0; GROUP]);
             let places = bytemuck::cast_slice_mut(&mut wide).chunks_exact_mut(SCALED * WIDTH);
             for ((to, panel), place) in strips.iter_mut().zip(panels).zip(places) {

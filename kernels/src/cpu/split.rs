@@ -56,7 +56,8 @@ impl Split<'_> {
     ) {
         let rows = queries.rows;
         let mut scores = Scratch::take(rows * SPLIT);
-        self.score(Packed::new(pool, kernels.tiles(Dtype::Bf16), &[queries]).of(0), &mut scores);
+        let tiles = kernels.tiles(Dtype::Bf16);
+        self.score(Packed::new(pool, tiles, tiles.strip(), &[queries]).of(0), &mut scores);
         let mut statistics = Vec::with_capacity(rows);
         for (query, scores) in scores.chunks_exact_mut(SPLIT).enumerate() {
             let (seen, rest) = scores.split_at_mut(seen(query));
@@ -64,7 +65,8 @@ impl Split<'_> {
             rest.fill(0.0);
         }
         let weights = Inputs { data: &scores, stride: SPLIT, width: self.count, rows, picked: None };
-        let weights = Packed::new(pool, kernels.tiles(kernels.weights()), &[weights]);
+        let tiles = kernels.tiles(kernels.weights());
+        let weights = Packed::new(pool, tiles, tiles.strip(), &[weights]);
         let length = self.width.next_multiple_of(WIDTH);
         let mut values = Scratch::take(rows * length);
         self.weigh(weights.of(0), length, &mut values);
@@ -109,7 +111,7 @@ impl Split<'_> {
         for elements in (0..length).step_by(together).map(|first| first..length.min(first + together)) {
             let sums = &mut sums.as_chunks_mut().0[..elements.len() / WIDTH * weights.rows()];
             sums.fill([0.0; WIDTH]);
-            for steps in products::strips(weights) {
+            for steps in weights.strips() {
                 let packed = &mut packed[..elements.len() * steps.len()];
                 self.pack_values(elements.clone(), steps.clone(), packed);
                 let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * steps.len()).collect();

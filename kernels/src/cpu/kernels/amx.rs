@@ -72,8 +72,8 @@ impl Tiles for Amx {
         2
     }
 
-    fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
-        Dots.pack(rows, to);
+    fn pack(&self, rows: &[&[f32]], strip: usize, to: &mut [f32]) {
+        Dots.pack(rows, strip, to);
     }
 
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {

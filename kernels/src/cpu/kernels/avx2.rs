@@ -12,6 +12,9 @@ use super::{
 };
 use crate::{Dtype, panels::WIDTH};
 
+/// Up to so many rows, bytes that go to f32 each time that they are read are faster than those that are brought to bf16 once.
+const BYTES_ROWS: usize = 4;
+
 /// Products of inputs rounded to a type; got only from [`kernels`].
 struct Avx2Tiles(Dtype);
 
@@ -176,9 +179,11 @@ impl Weights<Ymm, 2> for InE4m3 {
 
 // SAFETY (of all calls inside `compiled!`): these run with AVX2, FMA and F16C; the loops check the lengths of their slices.
 impl Tiles for Avx2Tiles {
-    fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
+    fn pack(&self, rows: &[&[f32]], strip: usize, to: &mut [f32]) {
         let inputs = self.0;
-        compiled!("avx2,fma", fn(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) { tile::pack(inputs, rows, to) })
+        compiled!("avx2,fma", fn(inputs: Dtype, rows: &[&[f32]], strip: usize, to: &mut [f32]) {
+            tile::pack(inputs, rows, strip, to)
+        })
     }
 
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
@@ -189,7 +194,7 @@ impl Tiles for Avx2Tiles {
     }
 
     fn takes_bytes(&self, rows: usize) -> bool {
-        rows <= tile::FEW
+        rows <= BYTES_ROWS
     }
 
     fn tile_bytes(&self, x: &[f32], panels: &[&[u8]], sums: &mut [[f32; WIDTH]]) {

@@ -45,8 +45,8 @@ fn tiles(inputs: Dtype) -> &'static dyn Tiles {
 pub(super) struct MultiplyAdds;
 
 impl Tiles for MultiplyAdds {
-    fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
-        tile::pack(Dtype::F32, rows, to);
+    fn pack(&self, rows: &[&[f32]], strip: usize, to: &mut [f32]) {
+        tile::pack(Dtype::F32, rows, strip, to);
     }
 
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {

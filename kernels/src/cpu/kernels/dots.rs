@@ -39,7 +39,8 @@ impl Tiles for Dots {
         2
     }
 
-    fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
+    /// The same for all strips.
+    fn pack(&self, rows: &[&[f32]], _: usize, to: &mut [f32]) {
         compiled!("avx512f,avx512bw", fn(rows: &[&[f32]], to: &mut [f32]) {
             steps::pack(rows, STEPS, bytemuck::cast_slice_mut(to), |row, to: &mut [u16]| {
                 to.iter_mut().zip(row).for_each(|(to, x)| *to = activation::to_bf16(*x));

@@ -47,7 +47,7 @@ pub(crate) trait Tiles: Send + Sync {
         tile::panels(rows)
     }
 
-    /// Steps along the inner dimension after which another tile is turned to, while the operands are in the nearest cache;
+    /// Steps along the inner dimension after which another tile is best turned to, while the operands are in the nearest cache;
     /// a multiple of [`crate::panels::STEPS`].
     fn strip(&self) -> usize {
         tile::STRIP
@@ -64,8 +64,8 @@ pub(crate) trait Tiles: Send + Sync {
     }
 
     /// Lays out the rows of one tile, rounded to the type of the inputs, with zeros up to the depth of the panels. Strips lie
-    /// one behind the other: that of step `k` begins at `k · rows / density`.
-    fn pack(&self, rows: &[&[f32]], to: &mut [f32]);
+    /// of `strip` steps one behind the other: that of step `k` begins at `k · rows / density`.
+    fn pack(&self, rows: &[&[f32]], strip: usize, to: &mut [f32]);
 
     /// `sums[p · R + r] += x[r] · panels[p]` over the steps of a strip, in an order that depends on nothing but the step.
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]);

@@ -101,8 +101,8 @@ impl Lanes for Array {
 struct PortableTiles(Dtype);
 
 impl Tiles for PortableTiles {
-    fn pack(&self, rows: &[&[f32]], to: &mut [f32]) {
-        tile::pack(self.0, rows, to);
+    fn pack(&self, rows: &[&[f32]], strip: usize, to: &mut [f32]) {
+        tile::pack(self.0, rows, strip, to);
     }
 
     fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {

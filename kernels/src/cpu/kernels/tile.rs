@@ -13,9 +13,9 @@ use crate::{
 /// Rows that one tile takes at most.
 pub(super) const ROWS: usize = 6;
 /// Steps of a strip: six packed rows and a panel of so many lie in the nearest cache together.
-pub(super) const STRIP: usize = 128;
+pub(super) const STRIP: usize = 256;
 /// Fewer rows than this are bound by reading panels, of which they take several at once.
-pub(super) const FEW: usize = 4;
+const FEW: usize = 4;
 /// How far ahead of few rows their panels are fetched, in elements of each: a strip of every one would not stay in the
 /// nearest cache.
 const AHEAD: usize = 2048;
@@ -36,10 +36,10 @@ pub(super) fn panels(rows: usize) -> usize {
 
 /// Lays out rows for [`tile`] strip by strip, rounded to the type of the inputs.
 #[inline(always)]
-pub(super) fn pack(inputs: Dtype, rows: &[&[f32]], to: &mut [f32]) {
+pub(super) fn pack(inputs: Dtype, rows: &[&[f32]], strip: usize, to: &mut [f32]) {
     match inputs {
-        Dtype::Bf16 => steps::pack(rows, STRIP, to, round),
-        Dtype::F32 => steps::pack(rows, STRIP, to, |row, to| to.copy_from_slice(row)),
+        Dtype::Bf16 => steps::pack(rows, strip, to, round),
+        Dtype::F32 => steps::pack(rows, strip, to, |row, to| to.copy_from_slice(row)),
     }
 }
 
