@@ -12,7 +12,7 @@ pub enum Isa {
     Amx,
     /// x86-64 with AVX-512 and its dot products of bf16, beside all that [`Isa::Avx2`] needs.
     Avx512,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// Plain Rust, on any machine.
     Portable,

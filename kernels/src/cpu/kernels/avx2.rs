@@ -1,4 +1,4 @@
-//! The loops for x86-64 with AVX2 and FMA: sums of products are rounded once a step.
+//! The loops for x86-64 with AVX2, FMA and F16C: sums of products are rounded once a step.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -23,12 +23,12 @@ pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
 
-/// The loops for AVX2 and FMA.
+/// The loops for AVX2, FMA and F16C.
 ///
 /// # Panics
 /// When the machine lacks either.
 pub(super) fn kernels() -> &'static dyn Kernels {
-    // SAFETY: handed out below, where AVX2 and FMA have been found.
+    // SAFETY: handed out below, where AVX2, FMA and F16C have been found.
     static KERNELS: OnLanes<Ymm> = unsafe { OnLanes::new(tiles, multiply_adds, Dtype::F32) };
     assert!(is_available(), "AVX2, FMA and F16C");
     &KERNELS
