@@ -9,6 +9,8 @@ use crate::{
     panels::{Panels, WIDTH},
 };
 
+/// Panels that are computed one after the other and then handed on, at most.
+pub(super) const GROUP: usize = 8;
 /// Steps of a panel in FP8 that have one scale.
 pub(super) const SCALED: usize = 128;
 

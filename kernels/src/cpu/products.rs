@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
-use super::{CpuMatrix, inputs::PackedRows, matrix::Panel, scaled};
+use super::{
+    CpuMatrix,
+    inputs::PackedRows,
+    matrix::{GROUP, Panel},
+    scaled,
+};
 use crate::{panels::WIDTH, pool::Pool, scratch::Scratch, tasks};
-
-/// Panels that are computed one after the other and then handed on, at most.
-pub(super) const GROUP: usize = 8;
 
 /// The products of the same rows with `N` matrices (one or two) of one shape.
 pub(super) struct Product<'a, const N: usize> {

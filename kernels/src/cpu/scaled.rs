@@ -5,8 +5,7 @@ use std::ops::Range;
 use super::{
     inputs::PackedRows,
     kernels::TILE_ROWS,
-    matrix::{Panel, SCALED},
-    products::GROUP,
+    matrix::{GROUP, Panel, SCALED},
 };
 use crate::{panels::WIDTH, scratch::Scratch};
 

@@ -8,6 +8,7 @@ use super::{
     Cpu,
     inputs::{Inputs, Packed, PackedRows},
     kernels::Kernels,
+    matrix::GROUP,
     products,
 };
 use crate::{
@@ -141,7 +142,7 @@ impl Split<'_> {
     }
 
     fn elements(&self, row: usize, elements: &Range<usize>) -> &[u16] {
-        const UNSEEN: [u16; products::GROUP * WIDTH] = [0; _];
+        const UNSEEN: [u16; GROUP * WIDTH] = [0; _];
         match row < self.count {
             true => &self.values.blocks[row / BLOCK][row % BLOCK * self.values.stride..][elements.clone()],
             false => &UNSEEN[..elements.len()],

@@ -12,6 +12,8 @@ mod experts;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
+mod gpu_code;
+#[cfg(feature = "cuda")]
 mod gpu_graph;
 mod graphs;
 mod grouped;
