@@ -1,15 +1,15 @@
-//! Checkpoints in FP8 on the CUDA device, which multiplies in FP8: rows are rounded to it before each product, as in the model's
-//! own inference code, and as the golden logits, whose weights are widened, do not know.
+//! Checkpoints in FP8: on the CPU, which keeps the weights so, and on the CUDA device, which also multiplies in FP8: rows are rounded to
+//! it before each product, as in the model's own inference code, and as the golden logits, whose weights are widened, do not know.
 
 use std::{path::Path, sync::Arc};
 
 use conclave_kernels::{
-    Device,
+    Device, Fp8Weights,
     cuda::{Cuda, Shim},
 };
 
 use crate::{
-    Agreement, bits, cuda::shim, files::cases, forced::Forced, reference, system::System, tiled::checkpoint_in_fp8,
+    Agreement, bits, cpu, cuda::shim, files::cases, forced::Forced, reference, system::System, tiled::checkpoint_in_fp8,
 };
 
 fn golden() -> crate::files::Case {
@@ -49,17 +49,28 @@ fn sm90() -> Arc<Cuda<Shim>> {
     Arc::new(Cuda::new(Shim::sm90(9)))
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn kernels_for_sm90_on_a_checkpoint_in_fp8_that_fits_them() {
+/// A checkpoint in blocks of 128 x 128, over one shard and over two, beside the reference.
+async fn in_large_blocks<D: Device>(device: fn() -> Arc<D>, what: &str, mean: f64) {
     let dir = tempfile::tempdir().unwrap();
     checkpoint_in_fp8(dir.path());
     let (dir, ids) = (dir.path().to_owned(), [0, 17, 3, 400, 21, 8]);
-    let whole = logits(&dir, sm90, 1, &ids, ids.len()).await;
-    let apart = logits(&dir, sm90, 2, &ids, 2).await;
+    let whole = logits(&dir, device, 1, &ids, ids.len()).await;
+    let apart = logits(&dir, device, 2, &ids, 2).await;
     assert_eq!(bits(&apart), bits(&whole), "2 shards, chunks of 2");
     let mut exact = System::start(&dir, reference, 1).await;
     let expected = exact.logits(&ids, ids.len()).await;
     let mut agreement = Agreement::new();
     agreement.add(&whole, &expected, exact.vocab());
-    agreement.assert("in FP8, kernels for sm_90a on the shim", 0.1, 0.6);
+    agreement.assert(what, mean, 0.6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kernels_for_sm90_on_a_checkpoint_in_fp8_that_fits_them() {
+    in_large_blocks(sm90, "in FP8, kernels for sm_90a on the shim", 0.1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cpu_on_a_checkpoint_whose_fp8_it_keeps() {
+    assert_eq!(cpu().fp8_weights(), Fp8Weights::Kept);
+    in_large_blocks(cpu, "in FP8, on the CPU", 0.03).await;
 }
