@@ -3,6 +3,7 @@
 mod blocks;
 
 pub use blocks::BlockScales;
+pub(crate) use blocks::E4M3;
 
 use crate::{Dtype, KernelError};
 

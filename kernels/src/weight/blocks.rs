@@ -80,7 +80,7 @@ impl<'a> BlockScales<'a> {
 }
 
 /// The value of every byte: a sign, four bits of exponent (bias 7), three of mantissa; no infinities, two NaNs.
-const E4M3: [f32; 256] = {
+pub(crate) const E4M3: [f32; 256] = {
     let mut values = [0.0; 256];
     let mut byte = 0;
     while byte < 256 {

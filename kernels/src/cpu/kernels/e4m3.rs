@@ -1,38 +1,25 @@
 //! Weights in E4M3, brought to bf16 for tiles: every value of the one is a value of the other, also in [`UNITS`].
 #![allow(unsafe_code)]
 
+use crate::weight::E4M3;
+
 /// A byte that is not a number; so is the same with a sign.
 pub(crate) const NAN: u8 = 0x7f;
 
 /// Values are in units of this part of one: so an E4M3 is the f16 with its bits in place, with a fourth bit before its exponent.
 pub(crate) const UNITS: f32 = 256.0;
 
-/// The bf16 of every byte, in [`UNITS`]: a sign, four bits of exponent (bias 7), three of mantissa.
+/// The bf16 of every byte, in [`UNITS`].
 const BF16: [u16; 256] = {
     let mut all = [0; 256];
     let mut byte = 0;
     while byte < 256 {
-        all[byte] = bf16(byte as u8);
+        // Exact: a bf16 has four more bits of mantissa, and exponents to spare.
+        all[byte] = ((E4M3[byte] / UNITS).to_bits() >> 16) as u16;
         byte += 1;
     }
     all
 };
-
-/// Bytes that are no numbers are not told from others.
-const fn bf16(byte: u8) -> u16 {
-    let (sign, rest) = ((byte as u16 & 0x80) << 8, byte as u16 & 0x7f);
-    let size = match rest {
-        // 2⁻⁹⁻⁸ for each step below the least normal number, 2⁻⁶⁻⁸.
-        0 => 0,
-        1 => 110 << 7,
-        2 => 111 << 7,
-        3 => 111 << 7 | 0x40,
-        4..8 => 112 << 7 | (rest - 4) << 5,
-        // The same bits in place, and the bias of bf16.
-        _ => (rest << 4) + (112 << 7),
-    };
-    sign | size
-}
 
 /// Writes the values of bytes, in [`UNITS`], none of which is [`NAN`], and asks for the bytes `ahead` of each.
 pub(crate) fn widen(from: &[u8], ahead: usize, to: &mut [u16]) {
