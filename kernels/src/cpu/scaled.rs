@@ -51,11 +51,10 @@ impl Adding<'_, '_> {
     fn bytes(&mut self, panels: &[Panel<'_>], bytes: &[&[u8]]) {
         let tiles = self.x.tiles();
         for (piece, steps) in pieces(self.x) {
-            let (mut strips, mut scales): ([&[u8]; GROUP], _) = ([&[]; GROUP], [0.0; GROUP]);
+            let mut strips: [&[u8]; GROUP] = [&[]; GROUP];
             strips.iter_mut().zip(bytes).for_each(|(to, bytes)| *to = &bytes[steps.start * WIDTH..steps.end * WIDTH]);
-            scales.iter_mut().zip(panels).for_each(|(to, panel)| *to = panel.scale(piece));
             let strips = &strips[..panels.len()];
-            self.add(steps, &scales[..panels.len()], |x, parts| tiles.tile_bytes(x, strips, parts));
+            self.add(piece, steps, panels, |x, parts| tiles.tile_bytes(x, strips, parts));
         }
     }
 
@@ -64,27 +63,33 @@ impl Adding<'_, '_> {
         let tiles = self.x.tiles();
         let mut wide = Scratch::take(panels.len() * SCALED * WIDTH / 2);
         for (piece, steps) in pieces(self.x) {
-            let (mut strips, mut scales): ([&[u16]; GROUP], _) = ([&[]; GROUP], [0.0; GROUP]);
+            let mut strips: [&[u16]; GROUP] = [&[]; GROUP];
             let places = bytemuck::cast_slice_mut(&mut wide).chunks_exact_mut(SCALED * WIDTH);
             for ((to, panel), place) in strips.iter_mut().zip(panels).zip(places) {
                 *to = panel.in_bf16(steps.start * WIDTH..steps.end * WIDTH, place);
             }
-            scales.iter_mut().zip(panels).for_each(|(to, panel)| *to = panel.scale(piece));
             let strips = &strips[..panels.len()];
-            self.add(steps, &scales[..panels.len()], |x, parts| tiles.tile(x, strips, parts));
+            self.add(piece, steps, panels, |x, parts| tiles.tile(x, strips, parts));
         }
     }
 
     /// Adds a piece: `multiply(inputs of a tile, parts)` adds products of all panels to parts from zero.
-    fn add(&mut self, steps: Range<usize>, scales: &[f32], multiply: impl Fn(&[f32], &mut [[f32; WIDTH]])) {
+    fn add(
+        &mut self,
+        piece: usize,
+        steps: Range<usize>,
+        panels: &[Panel<'_>],
+        multiply: impl Fn(&[f32], &mut [[f32; WIDTH]]),
+    ) {
         let mut rest = &mut *self.sums;
         for tile in self.tiles.clone() {
             let rows = self.x.tile(tile).len();
-            let sums = rest.split_off_mut(..rows * scales.len()).expect("sums of every tile");
+            let sums = rest.split_off_mut(..rows * panels.len()).expect("sums of every tile");
             let parts = &mut self.parts[..sums.len()];
             parts.fill([0.0; WIDTH]);
             multiply(self.x.strip(tile, steps.clone()), parts);
-            for ((sums, parts), scale) in sums.chunks_exact_mut(rows).zip(parts.chunks_exact(rows)).zip(scales) {
+            for ((sums, parts), panel) in sums.chunks_exact_mut(rows).zip(parts.chunks_exact(rows)).zip(panels) {
+                let scale = panel.scale(piece);
                 let (sums, parts) = (sums.as_flattened_mut(), parts.as_flattened());
                 sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += scale * part);
             }
