@@ -5,7 +5,7 @@
 //! of rows.
 
 use crate::{
-    Dtype, FoundToken, GroupedSums, KernelError, Published, RotaryTable, StepRows, TokenAsk, Wanted, Weight,
+    Dtype, FoundToken, GroupedSums, KernelError, Pool, Published, RotaryTable, StepRows, TokenAsk, Wanted, Weight,
     link::{Link, LinkEnd, Until},
 };
 
@@ -229,6 +229,10 @@ pub trait Device: Send + Sync + 'static {
 
     /// Lets the bits of [`Device::linear`] and [`Device::ffn`] depend on the number of rows from now on, where that is faster.
     fn relax(&self) {}
+    /// The host's threads that it computes on, which others may use between two operations.
+    fn pool(&self) -> Option<&Pool> {
+        None
+    }
     /// Whether there is [`Device::mla_expanded`]; without it no span is to be expanded.
     fn expands(&self) -> bool {
         false

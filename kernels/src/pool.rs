@@ -107,7 +107,7 @@ impl Pool {
     }
 
     /// Runs `task(i, chunk)` for the chunks of `chunk` elements (the last one may be shorter) of `values`.
-    pub(crate) fn run_chunks<T: Send>(&self, values: &mut [T], chunk: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+    pub fn run_chunks<T: Send>(&self, values: &mut [T], chunk: usize, task: impl Fn(usize, &mut [T]) + Sync) {
         let length = values.len();
         let grid = Grid::new(values, length);
         self.run(length.div_ceil(chunk.max(1)), |index| {

@@ -237,6 +237,10 @@ impl Device for Reference {
         Ok(())
     }
 
+    fn pool(&self) -> Option<&Pool> {
+        Some(&self.pool)
+    }
+
     fn mla_queries(
         &self,
         mla: &Mla<RotaryTable>,

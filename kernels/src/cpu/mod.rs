@@ -337,6 +337,10 @@ impl Device for Cpu {
         self.values(&mla.shape, batch, o_lat, uv, fit(out, o_lat.len() / latent * value));
     }
 
+    fn pool(&self) -> Option<&Pool> {
+        Some(&self.pool)
+    }
+
     fn expands(&self) -> bool {
         true
     }

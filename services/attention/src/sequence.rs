@@ -168,37 +168,21 @@ impl Sequence {
         scored.then_some(Ask::Score(next))
     }
 
-    /// Takes the logits `[vocab]` that were asked for; the way it ends, if it does now.
+    /// Finds what is asked of logits `[vocab]`.
     ///
     /// # Errors
     /// When the logits are no numbers or no token is allowed.
-    pub(crate) fn take(&mut self, ask: Ask, logits: &[f32], mask: &TokenMask) -> Result<Option<End>, Error> {
-        match ask {
-            Ask::Score(position) => self.score(position, logits).map(|()| None),
-            Ask::Sample => self.sample(logits, mask),
-        }
-    }
-
-    fn score(&mut self, position: usize, logits: &[f32]) -> Result<(), Error> {
-        sampler::check_finite(logits, position as u32)?;
-        let (token, top) = (self.request.tokens[position], self.request.prompt_logprobs.unwrap_or(0));
-        self.scores.push(LogSoftmax::new(logits).scored(token, position as u32, top));
-        self.scored = position + 1;
-        Ok(())
-    }
-
-    fn sample(&mut self, logits: &[f32], mask: &TokenMask) -> Result<Option<End>, Error> {
-        let (request, at) = (&self.request, self.next());
-        sampler::check_finite(logits, at.position)?;
-        let token = sampler::sample(&request.params, mask, logits, at)?;
-        if self.stops_at(token) {
-            return Ok(Some(End::Stop(token)));
-        }
-        let scored = match request.logprobs {
-            Some(top) => LogSoftmax::new(logits).scored(token, at.position, top),
-            None => ScoredToken { token, position: at.position, ..ScoredToken::default() },
+    pub(crate) fn find(&self, ask: Ask, logits: &[f32], mask: &TokenMask) -> Result<FoundToken, Error> {
+        let (request, next) = (&self.request, self.next());
+        let position = if let Ask::Score(position) = ask { position as u32 } else { next.position };
+        sampler::check_finite(logits, position)?;
+        let (token, top) = match ask {
+            Ask::Score(position) => (request.tokens[position], Some(request.prompt_logprobs.unwrap_or(0))),
+            Ask::Sample => (sampler::sample(&request.params, mask, logits, next)?, request.logprobs),
         };
-        Ok(self.push(scored))
+        let Some(top) = top else { return Ok(FoundToken { token, logprob: None, top: Vec::new() }) };
+        let softmax = LogSoftmax::new(logits);
+        Ok(FoundToken { token, logprob: Some(softmax.logprob(token)), top: softmax.top(top) })
     }
 
     /// The position of the next token.
@@ -236,7 +220,7 @@ impl Sequence {
     }
 
     /// Takes what was found for it; the way it ends, if it does now.
-    pub(crate) fn take_found(&mut self, ask: Ask, found: FoundToken) -> Option<End> {
+    pub(crate) fn take(&mut self, ask: Ask, found: FoundToken) -> Option<End> {
         let FoundToken { token, logprob, top } = found;
         let position = if let Ask::Score(position) = ask { position } else { self.request.tokens.len() };
         let top = (1..).zip(top).map(|(rank, (token, logprob))| TokenLogprob { token, logprob, rank }).collect();

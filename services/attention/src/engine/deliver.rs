@@ -1,6 +1,6 @@
 //! What happens with a computed step: scores and tokens go out, finished sequences leave.
 
-use conclave_kernels::{FoundToken, KernelError};
+use conclave_kernels::{FoundToken, KernelError, Pool};
 use conclave_serve::{Error, ErrorKind};
 
 use super::{Ending, Engine};
@@ -79,22 +79,26 @@ impl<T: Trunk> Engine<T> {
     /// Gives a sequence what was found for it.
     fn give(&mut self, asked: &Asked, found: FoundToken, ending: &mut Option<Ending>) {
         if ending.is_none() {
-            *ending = self.running[asked.sequence].take_found(asked.ask, found).map(Ok);
+            *ending = self.running[asked.sequence].take(asked.ask, found).map(Ok);
             self.parts.metrics.generated_tokens.inc_by(u64::from(asked.ask == Ask::Sample));
         }
     }
 
-    /// Runs the output projection for some rows and gives each sequence its logits.
+    /// Runs the output projection for some rows, finds what is asked of their logits, on all threads that there are, and gives
+    /// it to their sequences.
     fn answer(&mut self, asked: &[Asked], endings: &mut [Option<Ending>]) -> Result<(), KernelError> {
         let rows: Vec<u32> = asked.iter().map(|asked| asked.row).collect();
         let vocab = self.parts.trunk.shape().vocab;
         self.parts.trunk.logits(&rows, &mut self.logits)?;
-        for (asked, logits) in asked.iter().zip(self.logits.chunks_exact(vocab)) {
-            let ending = &mut endings[asked.sequence];
-            if ending.is_none() {
-                let taken = self.running[asked.sequence].take(asked.ask, logits, &self.parts.mask);
-                *ending = taken.transpose();
-                self.parts.metrics.generated_tokens.inc_by(u64::from(asked.ask == Ask::Sample));
+        let (running, logits, mask) = (&self.running, &self.logits, &self.parts.mask);
+        let find = |row: usize| {
+            let Asked { sequence, ask, .. } = asked[row];
+            running[sequence].find(ask, &logits[row * vocab..][..vocab], mask)
+        };
+        for (asked, found) in asked.iter().zip(on_threads(self.parts.trunk.pool(), asked.len(), find)) {
+            match found {
+                Ok(found) => self.give(asked, found, &mut endings[asked.sequence]),
+                Err(error) => _ = endings[asked.sequence].get_or_insert(Err(error)),
             }
         }
         Ok(())
@@ -110,6 +114,14 @@ impl<T: Trunk> Engine<T> {
             }
         }
     }
+}
+
+/// `find` of each number below `count`, in order.
+fn on_threads<R: Send>(pool: Option<&Pool>, count: usize, find: impl Fn(usize) -> R + Sync) -> Vec<R> {
+    let Some(pool) = pool else { return (0..count).map(find).collect() };
+    let mut found: Vec<Option<R>> = (0..count).map(|_| None).collect();
+    pool.run_chunks(&mut found, 1, |index, found| found[0] = Some(find(index)));
+    found.into_iter().flatten().collect()
 }
 
 fn broken(position: usize) -> Error {

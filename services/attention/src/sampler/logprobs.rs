@@ -1,8 +1,9 @@
 //! Logprobs of the model's own distribution, before penalties, bias, temperature and filters.
 
-use conclave_proto::v1::{ScoredToken, TokenLogprob};
-
-use super::order;
+use super::{
+    best::{best, largest},
+    exp::exp,
+};
 
 /// The log-softmax of one row of logits; all finite.
 #[derive(Debug)]
@@ -15,8 +16,9 @@ pub struct LogSoftmax<'a> {
 impl<'a> LogSoftmax<'a> {
     /// Sums in double precision in ascending order of id.
     pub fn new(logits: &'a [f32]) -> Self {
-        let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let sum: f64 = logits.iter().map(|logit| libm::exp(f64::from(*logit) - max)).sum();
+        let max = f64::from(largest(logits));
+        let powers: Vec<f64> = logits.iter().map(|logit| exp(f64::from(*logit) - max)).collect();
+        let sum: f64 = powers.iter().sum();
         Self { logits, max, log_sum: libm::log(sum) }
     }
 
@@ -25,24 +27,9 @@ impl<'a> LogSoftmax<'a> {
         (f64::from(self.logits[token as usize]) - self.max - self.log_sum).max(f64::from(f32::MIN)) as f32
     }
 
-    /// The `count` most likely tokens, best first; of equally likely ones the lower id comes first.
-    pub fn top(&self, count: usize) -> Vec<TokenLogprob> {
-        let count = count.min(self.logits.len());
-        if count == 0 {
-            return Vec::new();
-        }
-        let mut ids: Vec<(u32, f32)> = (0..).zip(self.logits.iter().copied()).collect();
-        if count < ids.len() {
-            ids.select_nth_unstable_by(count - 1, |a, b| order(*a, *b));
-            ids.truncate(count);
-        }
-        ids.sort_unstable_by(|a, b| order(*a, *b));
-        (1..).zip(ids).map(|(rank, (token, _))| TokenLogprob { token, logprob: self.logprob(token), rank }).collect()
-    }
-
-    /// A token at a position with its logprob and the `top` most likely ones there.
-    pub fn scored(&self, token: u32, position: u32, top: usize) -> ScoredToken {
-        ScoredToken { token, position, logprob: Some(self.logprob(token)), top: self.top(top) }
+    /// The `count` most likely tokens with their logprobs, best first; of equally likely ones the lower id comes first.
+    pub fn top(&self, count: usize) -> Vec<(u32, f32)> {
+        best(self.logits, count).into_iter().map(|token| (token, self.logprob(token))).collect()
     }
 }
 
@@ -71,9 +58,9 @@ mod tests {
     #[test]
     fn ties_are_ranked_by_id() {
         let softmax = LogSoftmax::new(&[0.5, 2.0, 0.5, 2.0, -0.0, 0.0]);
-        let ids = |count| softmax.top(count).iter().map(|entry| (entry.token, entry.rank)).collect::<Vec<_>>();
-        assert_eq!(ids(3), [(1, 1), (3, 2), (0, 3)]);
-        assert_eq!(ids(99), [(1, 1), (3, 2), (0, 3), (2, 4), (4, 5), (5, 6)]);
-        assert_eq!(ids(0), []);
+        let ids = |count| softmax.top(count).into_iter().map(|(token, _)| token).collect::<Vec<_>>();
+        assert_eq!(ids(3), [1, 3, 0]);
+        assert_eq!(ids(99), [1, 3, 0, 2, 4, 5]);
+        assert!(ids(0).is_empty());
     }
 }

@@ -27,6 +27,17 @@ impl TokenMask {
         self.words.get(id as usize / 64).is_some_and(|word| word >> (id % 64) & 1 == 1)
     }
 
+    /// Makes the logits `[vocab]` of all other ids negative infinity.
+    pub fn take_out(&self, logits: &mut [f32]) {
+        for (index, logits) in logits.chunks_mut(64).enumerate() {
+            let word = self.words.get(index).copied().unwrap_or(0);
+            if word != u64::MAX {
+                let others = logits.iter_mut().enumerate().filter(|(bit, _)| word >> bit & 1 == 0);
+                others.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+            }
+        }
+    }
+
     /// Bits of the ids in the set: that of id `i` in word `i / 64`.
     pub fn words(&self) -> &[u64] {
         &self.words
@@ -48,5 +59,8 @@ mod tests {
         assert!((0..130).all(|id| mask.allows(id) == (id % 3 == 0)));
         assert!(!mask.allows(130) && !mask.allows(u32::MAX));
         assert_eq!((mask.count(), mask.vocab()), (44, 130));
+        let mut logits = [1.0; 131];
+        mask.take_out(&mut logits);
+        assert!((0..).zip(logits).all(|(id, logit)| logit == if mask.allows(id) { 1.0 } else { f32::NEG_INFINITY }));
     }
 }

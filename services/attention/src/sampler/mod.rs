@@ -8,6 +8,9 @@
 //! A device that finds tokens itself gets the same settings (`asks.rs`) and draws by these rules; its sums may round otherwise.
 
 mod asks;
+mod best;
+mod candidates;
+mod exp;
 mod history;
 mod logprobs;
 mod mask;
@@ -18,6 +21,7 @@ use std::cmp::Ordering;
 
 use conclave_serve::{Error, ErrorKind};
 
+use self::candidates::Candidates;
 pub use history::{Count, History};
 pub use logprobs::LogSoftmax;
 pub use mask::TokenMask;
@@ -47,13 +51,13 @@ pub(crate) fn order(a: (u32, f32), b: (u32, f32)) -> Ordering {
 /// # Errors
 /// Internal, naming the first id whose logit is none.
 pub fn check_finite(logits: &[f32], position: u32) -> Result<(), Error> {
-    match logits.iter().position(|logit| !logit.is_finite()) {
-        None => Ok(()),
-        Some(id) => {
-            let message = format!("logits at position {position}: found {} for id {id}, expected finite", logits[id]);
-            Err(Error::new(ErrorKind::Internal, message))
-        }
+    // All of them, so that several are looked at together; only then which.
+    if logits.iter().fold(true, |finite, logit| finite & logit.is_finite()) {
+        return Ok(());
     }
+    let (id, logit) = (0..).zip(logits).find(|(_, logit)| !logit.is_finite()).unwrap_or((0, &f32::NAN));
+    let message = format!("logits at position {position}: found {logit} for id {id}, expected finite");
+    Err(Error::new(ErrorKind::Internal, message))
 }
 
 /// Draws the token at a position from finite logits `[vocab]`.
@@ -61,109 +65,34 @@ pub fn check_finite(logits: &[f32], position: u32) -> Result<(), Error> {
 /// # Errors
 /// When no id may be drawn.
 pub fn sample(params: &Params, mask: &TokenMask, logits: &[f32], at: Position<'_>) -> Result<u32, Error> {
-    let candidates = candidates(params, mask, logits, at);
-    let Some(best) = candidates.iter().copied().min_by(|a, b| order(*a, *b)) else {
-        return Err(Error::invalid(format!(
-            "position {}: every id is masked, expected at least one allowed",
-            at.position
-        )));
-    };
+    let logits = adjusted(params, mask, logits, at);
+    let max = best::largest(&logits);
+    if max == f32::NEG_INFINITY {
+        let message = format!("position {}: every id is masked, expected at least one allowed", at.position);
+        return Err(Error::invalid(message));
+    }
     if params.temperature == 0.0 {
-        return Ok(best.0);
+        return Ok(best::place_of(max, &logits) as u32);
     }
-    let u = random::draw(params.seed, at.choice, at.position);
-    Ok(pick(params, candidates, best.1, u))
+    Ok(Candidates::new(params, logits, max).draw(random::draw(params.seed, at.choice, at.position)))
 }
 
-/// The ids that may be drawn, ascending, with their adjusted logits.
-fn candidates(params: &Params, mask: &TokenMask, logits: &[f32], at: Position<'_>) -> Vec<(u32, f32)> {
+/// The logits that decide, those of ids that may not be drawn being negative infinity.
+fn adjusted(params: &Params, mask: &TokenMask, logits: &[f32], at: Position<'_>) -> Vec<f32> {
     let mut adjusted = logits.to_vec();
-    params.penalise(&mut adjusted, at.history);
-    params.bias.iter().for_each(|(id, bias)| adjusted[*id as usize] += bias);
-    // A penalty may push a logit out of the range of f32: as unlikely, or as likely, as can be.
-    (0..)
-        .zip(adjusted)
-        .filter(|(id, _)| mask.allows(*id) && !at.banned.contains(id))
-        .map(|(id, logit)| (id, logit.clamp(f32::MIN, f32::MAX)))
-        .collect()
-}
-
-/// A candidate with its share of the probability, not normalised: the best one has 1.
-#[derive(Debug, Clone, Copy)]
-struct Weighted {
-    id: u32,
-    logit: f32,
-    weight: f64,
-}
-
-/// Draws from candidates in ascending order of id, whose best logit is `max`.
-fn pick(params: &Params, mut candidates: Vec<(u32, f32)>, max: f32, u: f64) -> u32 {
-    if params.top_k > 0 && params.top_k < candidates.len() {
-        candidates.select_nth_unstable_by(params.top_k, |a, b| order(*a, *b));
-        candidates.truncate(params.top_k);
-        candidates.sort_unstable_by_key(|(id, _)| *id);
+    if params.penalises() || !params.bias.is_empty() {
+        params.penalise(&mut adjusted, at.history);
+        params.bias.iter().for_each(|(id, bias)| adjusted[*id as usize] += bias);
+        // A penalty may push a logit out of the range of f32: as unlikely, or as likely, as can be.
+        adjusted.iter_mut().for_each(|logit| *logit = logit.clamp(f32::MIN, f32::MAX));
     }
-    let mut weighted = weigh(&candidates, max, params.temperature);
-    if params.top_p < 1.0 {
-        keep_nucleus(&mut weighted, f64::from(params.top_p));
-    }
-    if params.min_p > 0.0 {
-        weighted.retain(|candidate| candidate.weight >= f64::from(params.min_p));
-    }
-    walk(&weighted, u)
-}
-
-fn weigh(candidates: &[(u32, f32)], max: f32, temperature: f32) -> Vec<Weighted> {
-    let weight = |logit: f32| libm::exp((f64::from(logit) - f64::from(max)) / f64::from(temperature));
-    candidates.iter().map(|(id, logit)| Weighted { id: *id, logit: *logit, weight: weight(*logit) }).collect()
-}
-
-/// The id at which the running sum of weights passes the fraction `u` of all of it.
-fn walk(candidates: &[Weighted], u: f64) -> u32 {
-    let wanted = u * total(candidates);
-    let mut sum = 0.0;
-    let passes = candidates.iter().find(|candidate| {
-        sum += candidate.weight;
-        sum > wanted
-    });
-    // The best candidate has weight 1 and u is below 1, so that some candidate passes.
-    passes.or(candidates.last()).map_or(0, |candidate| candidate.id)
-}
-
-/// Keeps the fewest best candidates whose share of all weights is at least `top_p`, ascending by id.
-fn keep_nucleus(candidates: &mut Vec<Weighted>, top_p: f64) {
-    let wanted = top_p * total(candidates);
-    // Sorted only as far as needed: the nucleus is mostly a small part of the vocabulary.
-    let mut sorted = 64;
-    let kept = loop {
-        best_first(candidates, sorted);
-        let mut sum = 0.0;
-        let reached = candidates.iter().take(sorted).position(|candidate| {
-            sum += candidate.weight;
-            sum >= wanted
-        });
-        match reached {
-            Some(last) => break last + 1,
-            None if sorted >= candidates.len() => break candidates.len(),
-            None => sorted *= 8,
+    mask.take_out(&mut adjusted);
+    for id in at.banned {
+        if let Some(logit) = adjusted.get_mut(*id as usize) {
+            *logit = f32::NEG_INFINITY;
         }
-    };
-    candidates.truncate(kept);
-    candidates.sort_unstable_by_key(|candidate| candidate.id);
-}
-
-/// Puts the best `count` first, in order.
-fn best_first(candidates: &mut [Weighted], count: usize) {
-    let by = |a: &Weighted, b: &Weighted| order((a.id, a.logit), (b.id, b.logit));
-    let count = count.min(candidates.len());
-    if count < candidates.len() {
-        candidates.select_nth_unstable_by(count, by);
     }
-    candidates[..count].sort_unstable_by(by);
-}
-
-fn total(candidates: &[Weighted]) -> f64 {
-    candidates.iter().map(|candidate| candidate.weight).sum()
+    adjusted
 }
 
 #[cfg(test)]

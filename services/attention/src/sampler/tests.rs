@@ -154,39 +154,34 @@ fn every_setting_is_checked() {
 proptest! {
     /// The partial sorts find the same candidates as sorting everything does.
     #[test]
-    fn the_nucleus_agrees_with_its_definition(
+    fn filters_agree_with_their_definition(
         logits in prop::collection::vec(-8i8..8, 1..300),
+        top_k in 0usize..40,
         top_p in 0.01f64..1.0,
+        u in 0.0f64..1.0,
     ) {
-        let logits: Vec<(u32, f32)> = (0..).zip(logits.iter().map(|x| f32::from(*x) / 2.0)).collect();
-        let max = logits.iter().map(|(_, x)| *x).fold(f32::MIN, f32::max);
-        let mut kept = weigh(&logits, max, 0.7);
-        let mut sorted = kept.clone();
-        sorted.sort_by(|a, b| b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id)));
-        let (all, mut sum) = (total(&sorted), 0.0);
+        let logits: Vec<f32> = logits.iter().map(|x| f32::from(*x) / 2.0).collect();
+        let max = logits.iter().copied().fold(f32::MIN, f32::max);
+        let settings = params(|s| (s.temperature, s.top_k, s.top_p) = (0.7, top_k as u32, top_p as f32));
+        let mut sorted: Vec<(u32, f64)> = (0..).zip(&logits).map(|(id, x)| (id, f64::from(x - max) / 0.7)).collect();
+        sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        sorted.truncate(if top_k == 0 { usize::MAX } else { top_k });
+        sorted.iter_mut().for_each(|(_, weight)| *weight = weight.exp());
+        let total: f64 = sorted.iter().map(|(_, weight)| weight).sum();
+        let mut before = 0.0;
         let mut nucleus = Vec::new();
-        for candidate in sorted {
-            // Sums in another order differ in the last bits: leave those cases out.
-            prop_assume!((sum / all - top_p).abs() > 1e-9);
-            if sum / all >= top_p {
+        for (id, weight) in sorted {
+            // Sums in another order differ in the last bits, and the settings are f32: leave those cases out.
+            prop_assume!((before / total - f64::from(top_p as f32)).abs() > 1e-6);
+            if before / total >= top_p {
                 break;
             }
-            sum += candidate.weight;
-            nucleus.push(candidate.id);
+            before += weight;
+            nucleus.push(id);
         }
         nucleus.sort_unstable();
-        keep_nucleus(&mut kept, top_p);
-        prop_assert_eq!(kept.iter().map(|candidate| candidate.id).collect::<Vec<_>>(), nucleus);
-    }
-
-    /// top-k keeps the best, ties by id, and whatever is drawn is among them.
-    #[test]
-    fn draws_are_among_the_best(logits in prop::collection::vec(-8i8..8, 1..300), top_k in 1usize..40, u in 0.0f64..1.0) {
-        let logits: Vec<(u32, f32)> = (0..).zip(logits.iter().map(|x| f32::from(*x))).collect();
-        let mut sorted = logits.clone();
-        sorted.sort_by(|a, b| order(*a, *b));
-        let best: Vec<u32> = sorted.iter().take(top_k).map(|(id, _)| *id).collect();
-        let picked = pick(&params(|s| s.top_k = top_k as u32), logits, sorted[0].1, u);
-        prop_assert!(best.contains(&picked));
+        let candidates = Candidates::new(&settings, logits, max);
+        prop_assert_eq!(&candidates.ids(), &nucleus);
+        prop_assert!(nucleus.contains(&candidates.draw(u)));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use conclave_kernels::{Device, FoundToken, KernelError, Mla, MlaShape, RotaryTable, TokenAsk};
+use conclave_kernels::{Device, FoundToken, KernelError, Mla, MlaShape, Pool, RotaryTable, TokenAsk};
 use conclave_model::{Checkpoint, ModelConfig, ModelError, Progress, rotary};
 
 use super::lane::{Lane, Parts};
@@ -141,6 +141,10 @@ impl<D: Device> Trunk for DeviceTrunk<D> {
     fn logits(&mut self, rows: &[u32], values: &mut Vec<f32>) -> Result<(), KernelError> {
         self.project(rows);
         self.parts.device.read(&mut self.last.logits, values)
+    }
+
+    fn pool(&self) -> Option<&Pool> {
+        self.parts.device.pool()
     }
 
     fn finds_tokens(&self) -> bool {

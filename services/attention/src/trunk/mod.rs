@@ -9,7 +9,7 @@ mod device;
 mod lane;
 mod weights;
 
-use conclave_kernels::{Dtype, FoundToken, KernelError, Published, TokenAsk};
+use conclave_kernels::{Dtype, FoundToken, KernelError, Pool, Published, TokenAsk};
 
 pub use conclave_kernels::{RowSpan, StepRows};
 pub(crate) use device::block_bytes;
@@ -95,6 +95,10 @@ pub trait Trunk: Send + 'static {
     /// When the hardware has failed.
     fn logits(&mut self, rows: &[u32], logits: &mut Vec<f32>) -> Result<(), KernelError>;
 
+    /// Threads that have nothing to do between two steps.
+    fn pool(&self) -> Option<&Pool> {
+        None
+    }
     /// Whether there is [`Trunk::find_tokens`]; without it, logits are to be read.
     fn finds_tokens(&self) -> bool {
         false

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use conclave_kernels::{
-    Device, Dtype, ExpertRows, Ffn, FoundToken, Fp8Weights, KernelError, LatentWrite, Mla, MlaShape, NotShared,
+    Device, Dtype, ExpertRows, Ffn, FoundToken, Fp8Weights, KernelError, LatentWrite, Mla, MlaShape, NotShared, Pool,
     RotaryTable, RowSpan, StepRows, TokenAsk, Weight,
 };
 
@@ -360,6 +360,10 @@ impl<D: Device> Device for Profiled<D> {
     ) {
         let note = |_: &_| self.expanded(&mla.shape, &batch.rows);
         self.time(note, || self.device.mla_expanded(mla, &batch.batch, cache, q, kv_b, out));
+    }
+
+    fn pool(&self) -> Option<&Pool> {
+        self.device.pool()
     }
 
     fn finds_tokens(&self, vocab: usize) -> bool {
