@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::{
     CpuMatrix,
     inputs::PackedRows,
+    kernels::Strip,
     matrix::{GROUP, Panel},
     scaled,
 };
@@ -107,7 +108,7 @@ pub(super) fn add(x: PackedRows<'_>, tiles: Range<usize>, panels: &[&[u16]], sum
         let mut strips: [&[u16]; GROUP] = [&[]; GROUP];
         let strips = &mut strips[..panels.len()];
         strips.iter_mut().zip(panels).for_each(|(to, panel)| *to = &panel[steps.start * WIDTH..steps.end * WIDTH]);
-        add_strip(x, tiles.clone(), steps, strips, sums);
+        add_strip(x, tiles.clone(), steps, Strip { panels: strips, scales: None, fetch: true }, sums);
     }
 }
 
@@ -116,13 +117,26 @@ pub(super) fn add_strip(
     x: PackedRows<'_>,
     tiles: Range<usize>,
     steps: Range<usize>,
-    panels: &[&[u16]],
+    strip: Strip<'_, u16>,
     sums: &mut [[f32; WIDTH]],
 ) {
-    let mut rest = sums;
+    by_tile(x, tiles, steps, strip, sums, |rows, strip, sums| x.tiles().tile(rows, strip, sums));
+}
+
+/// `add(packed rows, strip, sums)` of each tile, the first of which fetches what the strip is to fetch.
+pub(super) fn by_tile<T>(
+    x: PackedRows<'_>,
+    tiles: Range<usize>,
+    steps: Range<usize>,
+    strip: Strip<'_, T>,
+    sums: &mut [[f32; WIDTH]],
+    add: impl Fn(&[f32], Strip<'_, T>, &mut [[f32; WIDTH]]),
+) {
+    let (first, mut rest) = (tiles.start, sums);
     for tile in tiles {
-        let sums = rest.split_off_mut(..x.tile(tile).len() * panels.len()).expect("sums of every tile");
-        x.tiles().tile(x.strip(tile, steps.clone()), panels, sums);
+        let sums = rest.split_off_mut(..x.tile(tile).len() * strip.panels.len()).expect("sums of every tile");
+        let fetch = strip.fetch && tile == first;
+        add(x.strip(tile, steps.clone()), Strip { fetch, ..strip }, sums);
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::{
     Cpu,
     inputs::{Inputs, Packed, PackedRows},
-    kernels::Kernels,
+    kernels::{Kernels, Strip},
     matrix::GROUP,
     products,
 };
@@ -117,7 +117,8 @@ impl Split<'_> {
                 self.pack_values(elements.clone(), steps.clone(), packed);
                 let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * steps.len()).collect();
                 for (panels, sums) in panels.chunks(at_once).zip(sums.chunks_mut(at_once * weights.rows())) {
-                    products::add_strip(weights, weights.all(), steps.clone(), panels, sums);
+                    let strip = Strip { panels, scales: None, fetch: false };
+                    products::add_strip(weights, weights.all(), steps.clone(), strip, sums);
                 }
             }
             for (index, sums) in sums.chunks(at_once * weights.rows()).enumerate() {

@@ -1,7 +1,9 @@
 //! Filling panels.
 #![allow(unsafe_code)]
 
-use super::{Element, PAIRS, STEPS, WIDTH, read_bf16, read_f32};
+use bytemuck::Pod;
+
+use super::{Element, PAIRS, WIDTH, read_bf16, read_f32};
 use crate::{Dtype, Weight};
 
 /// Steps along the inner dimension that are packed at a time, so that what is written stays in the nearest cache.
@@ -25,7 +27,9 @@ pub(super) fn panel<T: Element>(weight: Weight<'_>, first: usize, to: &mut [T]) 
 /// The same of bytes.
 pub(super) fn panel_of_bytes(weight: Weight<'_>, first: usize, to: &mut [u8]) {
     let used = WIDTH.min(weight.rows - first);
-    along(rows(weight, first, used), weight.cols, 0, to, |[byte]| *byte);
+    let rows = rows(weight, first, used);
+    let done = if used == WIDTH { transpose_into::<u8, true>(rows.as_flattened(), to) } else { 0 };
+    along(rows, weight.cols, done, to, |[byte]| *byte);
 }
 
 /// `[used][cols]` as stored.
@@ -65,10 +69,10 @@ fn along<T, const SIZE: usize>(
 }
 
 /// Packs sixteen rows of bf16 into a panel that is read at once. `rows [16][_]`, of which the first elements fill the panel:
-/// `to [depth / 2][16][2]`, the depth a multiple of [`STEPS`] and at most a row.
+/// `to [depth / 2][16][2]`, the depth a multiple of [`super::STEPS`] and at most a row.
 pub(crate) fn pack_rows(rows: &[u16], to: &mut [u16]) {
+    let done = transpose_into::<u16, false>(bytemuck::cast_slice(rows), to);
     let rows: &[[u8; 2]] = bytemuck::cast_slice(rows);
-    let done = transpose_into::<false>(rows, to);
     let cols = rows.len() / WIDTH;
     for (output, row) in rows.chunks_exact(cols).enumerate() {
         let pairs = to[WIDTH * done..].chunks_exact_mut(PAIRS).zip(row[done..].as_chunks::<2>().0);
@@ -99,25 +103,29 @@ pub(crate) fn interleave(first: &[u16; WIDTH], second: &[u16; WIDTH], to: &mut [
     }
 }
 
-/// Packs the first steps of `rows [16][cols]`, a multiple of [`STEPS`], where the processor has AVX2; how many.
-///
-/// A pair of steps is 32 bits: a panel is the transpose of sixteen rows of them.
+/// Packs the first steps of `rows [16][cols]`, an even number, where the processor has AVX2; how many.
 pub(super) fn transpose(rows: &[[u8; 2]], to: &mut [u16]) -> usize {
-    transpose_into::<true>(rows, to)
+    transpose_into::<u16, true>(rows.as_flattened(), to)
 }
 
-/// As many as `to` has room for. `PAST`: lines are written past the caches.
-fn transpose_into<const PAST: bool>(rows: &[[u8; 2]], to: &mut [u16]) -> usize {
+/// As many as `to` has room for, of elements of one or two bytes. `PAST`: lines are written past the caches.
+fn transpose_into<T: Pod, const PAST: bool>(rows: &[u8], to: &mut [T]) -> usize {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx2") {
-        let cols = rows.len() / WIDTH;
-        let steps = cols.min(to.len() / WIDTH);
-        let steps = steps - steps % STEPS;
+        let stride = rows.len() / WIDTH;
+        let bytes = stride.min(size_of_val(to) / WIDTH);
+        let bytes = bytes - bytes % avx2::BYTES;
         assert!(to.as_ptr().cast::<avx2::Line>().is_aligned(), "an aligned panel");
-        // SAFETY: the processor has AVX2; `rows` has sixteen rows of `cols` elements, of which `steps` are read; `to` has
+        // SAFETY: the processor has AVX2; `rows` has sixteen rows of `stride` bytes, of which `bytes` are read; `to` has
         // room for them and is aligned as its lines are.
-        unsafe { avx2::transpose::<PAST>(rows.as_ptr().cast(), cols * 2, steps, to.as_mut_ptr().cast()) };
-        return steps;
+        unsafe {
+            let (rows, to) = (rows.as_ptr(), to.as_mut_ptr().cast());
+            match size_of::<T>() {
+                1 => avx2::transpose::<PAST, true>(rows, stride, bytes, to),
+                _ => avx2::transpose::<PAST, false>(rows, stride, bytes, to),
+            }
+        }
+        return bytes / size_of::<T>();
     }
     let _ = (rows, to);
     0
@@ -127,17 +135,21 @@ fn transpose_into<const PAST: bool>(rows: &[[u8; 2]], to: &mut [u16]) -> usize {
 mod avx2 {
     use std::arch::x86_64::{
         __m256i, _MM_HINT_T0, _mm_prefetch, _mm_sfence, _mm256_loadu_si256, _mm256_permute2x128_si256,
-        _mm256_store_si256, _mm256_stream_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32,
-        _mm256_unpacklo_epi64,
+        _mm256_permute4x64_epi64, _mm256_set_epi64x, _mm256_shuffle_epi8, _mm256_store_si256, _mm256_stream_si256,
+        _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64,
     };
 
-    use super::{STEPS, WIDTH};
+    use super::WIDTH;
 
-    /// A pair of steps of sixteen outputs.
+    /// Bytes of each row that are transposed together.
+    pub(super) const BYTES: usize = 64;
+
+    /// 32 bits of each of sixteen outputs: a pair of steps, or two pairs of bytes.
     #[repr(align(64))]
     pub(super) struct Line(#[expect(dead_code, reason = "written through its halves")] [u8; 64]);
 
-    /// Sixteen rows of `steps` steps (a multiple of [`STEPS`]), `stride` bytes apart, become `to [steps / 2]`.
+    /// Sixteen rows of `bytes` bytes (a multiple of [`BYTES`]), `stride` apart, become `to [bytes / 4]`. `SPLIT`: in each line
+    /// the first halves of 32 bits come before the second ones, since they are pairs by themselves.
     ///
     /// `PAST`: whole lines are written past the caches. Those of weights are next read when the model is, and reading them
     /// first would take bandwidth.
@@ -145,24 +157,29 @@ mod avx2 {
     /// # Safety
     /// AVX2; sixteen readable rows; room for the lines.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn transpose<const PAST: bool>(rows: *const u8, stride: usize, steps: usize, to: *mut Line) {
-        const BYTES: usize = 2 * STEPS;
-        for step in (0..steps).step_by(STEPS) {
+    pub(super) unsafe fn transpose<const PAST: bool, const SPLIT: bool>(
+        rows: *const u8,
+        stride: usize,
+        bytes: usize,
+        to: *mut Line,
+    ) {
+        for first in (0..bytes).step_by(BYTES) {
             for row in 0..WIDTH {
                 // A prefetch reads nothing, wherever it points.
-                let next = rows.wrapping_add(row * stride + step * 2 + BYTES);
+                let next = rows.wrapping_add(row * stride + first + BYTES);
                 _mm_prefetch::<_MM_HINT_T0>(next.cast());
             }
-            for half in 0..2 {
-                // SAFETY: half a tile of steps that are there, in each of the rows.
+            for first in [first, first + BYTES / 2] {
+                // SAFETY: bytes that are there, in each of the rows.
                 let (low, high) = unsafe {
-                    let from = rows.add(step * 2 + half * BYTES / 2);
+                    let from = rows.add(first);
                     (transpose_eight(from, stride), transpose_eight(from.add(8 * stride), stride))
                 };
-                for (pair, (low, high)) in low.into_iter().zip(high).enumerate() {
+                for (column, (low, high)) in low.into_iter().zip(high).enumerate() {
+                    let (low, high) = if SPLIT { split(low, high) } else { (low, high) };
                     // SAFETY: there is room for the line, and lines are aligned.
                     unsafe {
-                        let line = to.add(step / 2 + half * 8 + pair).cast::<__m256i>();
+                        let line = to.add(first / 4 + column).cast::<__m256i>();
                         write::<PAST>(line, low);
                         write::<PAST>(line.add(1), high);
                     }
@@ -182,6 +199,20 @@ mod avx2 {
     unsafe fn write<const PAST: bool>(to: *mut __m256i, half: __m256i) {
         // SAFETY: the caller's promise.
         unsafe { if PAST { _mm256_stream_si256(to, half) } else { _mm256_store_si256(to, half) } }
+    }
+
+    /// The first halves of sixteen 32-bit units, and the second ones.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn split(low: __m256i, high: __m256i) -> (__m256i, __m256i) {
+        const FIRST: i64 = 0x0d0c_0908_0504_0100;
+        const SECOND: i64 = 0x0f0e_0b0a_0706_0302;
+        let halves = |units| {
+            let in_lanes = _mm256_shuffle_epi8(units, _mm256_set_epi64x(SECOND, FIRST, SECOND, FIRST));
+            _mm256_permute4x64_epi64::<0b11_01_10_00>(in_lanes)
+        };
+        let (low, high) = (halves(low), halves(high));
+        (_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
     }
 
     /// Eight rows of eight 32-bit units become eight columns.
@@ -216,6 +247,7 @@ mod avx2 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::panels::STEPS;
 
     /// Panels of all sizes, aligned as those of weights are.
     #[repr(align(64))]
@@ -227,6 +259,24 @@ mod tests {
         interleave(&std::array::from_fn(|at| at as u16), &std::array::from_fn(|at| 100 + at as u16), &mut pairs);
         for (at, pair) in pairs.as_chunks::<2>().0.iter().enumerate() {
             assert_eq!(*pair, [at as u16, 100 + at as u16]);
+        }
+    }
+
+    #[test]
+    fn bytes_become_pairs_of_bytes() {
+        for cols in [1, 63, 64, 65, 127, 128, 200] {
+            let bytes: Vec<u8> = (0..WIDTH * cols).map(|index| ((index * 2_654_435_761) >> 11) as u8).collect();
+            let mut panel = Aligned([0; _]);
+            let panel: &mut [u8] = bytemuck::cast_slice_mut(&mut panel.0);
+            let panel = &mut panel[..WIDTH * cols.next_multiple_of(STEPS)];
+            let weight =
+                Weight { dtype: Dtype::Bf16, data: &bytes, rows: WIDTH, cols, transposed: false, scales: None };
+            panel_of_bytes(weight, 0, panel);
+            for (at, found) in panel.iter().enumerate() {
+                let (output, step) = (at % PAIRS / 2, at / PAIRS * 2 + at % 2);
+                let expected = if step < cols { bytes[output * cols + step] } else { 0 };
+                assert_eq!(*found, expected, "output {output}, step {step} of {cols}");
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 use std::arch::asm;
 
 use super::{
-    Kernels, Tiles,
+    Kernels, Strip, Tiles,
     avx512::{self, MultiplyAdds, Zmm},
     dots::Dots,
     on_lanes::OnLanes,
@@ -76,8 +76,8 @@ impl Tiles for Amx {
         Dots.pack(rows, strip, to);
     }
 
-    fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
-        let rows = steps::check(self.density() * x.len(), panels, sums);
+    fn tile(&self, x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]) {
+        let (panels, rows) = (strip.panels, steps::check(self.density() * x.len(), strip, sums));
         assert!(rows <= self.rows() && panels.len() <= self.panels(rows), "a tile of {rows} rows");
         if x.is_empty() || sums.is_empty() {
             return;
@@ -85,7 +85,7 @@ impl Tiles for Amx {
         let mut from = [std::ptr::null(); PANELS];
         from.iter_mut().zip(panels).for_each(|(from, panel)| *from = panel.as_ptr());
         // SAFETY: `kernels` has found AMX, and the lengths have been checked.
-        unsafe {
+        steps::scaled(strip.scales, sums, |sums| unsafe {
             tile_registers::set_up(rows);
             match (rows.div_ceil(ROWS), panels.len()) {
                 (1, 1) => multiply::<1, 1>(x, from, sums),
@@ -96,7 +96,7 @@ impl Tiles for Amx {
                 (2, 2) => multiply::<2, 2>(x, from, sums),
                 (height, panels) => unreachable!("{height} tiles by {panels}"),
             }
-        }
+        });
     }
 }
 

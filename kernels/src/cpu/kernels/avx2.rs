@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{
-    Kernels, Tiles, elementwise,
+    Kernels, Strip, Tiles, elementwise,
     lanes::Lanes,
     on_lanes::OnLanes,
     peak, softmax,
@@ -186,10 +186,10 @@ impl Tiles for Avx2Tiles {
         })
     }
 
-    fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
-        compiled!("avx2,fma", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+    fn tile(&self, x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]) {
+        compiled!("avx2,fma", fn(x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]) {
             // SAFETY: see above.
-            unsafe { tile::tile::<Ymm, InBf16, 2>(x, panels, sums) }
+            unsafe { tile::tile::<Ymm, InBf16, 2>(x, strip, sums) }
         })
     }
 
@@ -197,10 +197,10 @@ impl Tiles for Avx2Tiles {
         rows <= BYTES_ROWS
     }
 
-    fn tile_bytes(&self, x: &[f32], panels: &[&[u8]], sums: &mut [[f32; WIDTH]]) {
-        compiled!("avx2,fma,f16c", fn(x: &[f32], panels: &[&[u8]], sums: &mut [[f32; WIDTH]]) {
+    fn tile_bytes(&self, x: &[f32], strip: Strip<'_, u8>, sums: &mut [[f32; WIDTH]]) {
+        compiled!("avx2,fma,f16c", fn(x: &[f32], strip: Strip<'_, u8>, sums: &mut [[f32; WIDTH]]) {
             // SAFETY: see above.
-            unsafe { tile::tile::<Ymm, InE4m3, 2>(x, panels, sums) }
+            unsafe { tile::tile::<Ymm, InE4m3, 2>(x, strip, sums) }
         })
     }
 }

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{
-    Kernels, Tiles,
+    Kernels, Strip, Tiles,
     avx2::{self, Ymm},
     dots::{self, Dots},
     elementwise,
@@ -49,10 +49,10 @@ impl Tiles for MultiplyAdds {
         tile::pack(Dtype::F32, rows, strip, to);
     }
 
-    fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
-        compiled!("avx512f", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+    fn tile(&self, x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]) {
+        compiled!("avx512f", fn(x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]) {
             // SAFETY: compiled for AVX-512; the loop checks the lengths of its slices.
-            unsafe { tile::tile::<Zmm, InBf16, 1>(x, panels, sums) }
+            unsafe { tile::tile::<Zmm, InBf16, 1>(x, strip, sums) }
         });
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{arch::x86_64::*, hint::black_box, mem::transmute};
 
-use super::{Tiles, steps};
+use super::{Strip, Tiles, steps};
 use crate::{
     activation,
     panels::{PAIRS, STEPS, WIDTH},
@@ -48,24 +48,40 @@ impl Tiles for Dots {
         });
     }
 
-    fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
-        compiled!("avx512f,avx512bf16", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
-            let rows = steps::check(2 * x.len(), panels, sums);
-            // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
-            unsafe {
-                match rows {
-                    1 => groups::<1, 4>(x, panels, sums),
-                    2 => groups::<2, 4>(x, panels, sums),
-                    3 => groups::<3, 4>(x, panels, sums),
-                    4 => groups::<4, 4>(x, panels, sums),
-                    5 => groups::<5, 4>(x, panels, sums),
-                    6 => groups::<6, 4>(x, panels, sums),
-                    7 => groups::<7, 3>(x, panels, sums),
-                    8 => groups::<8, 3>(x, panels, sums),
-                    rows => unreachable!("a tile of {rows} rows"),
+    fn tile(&self, x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]) {
+        let Strip { panels, scales, fetch } = strip;
+        let rows = steps::check(2 * x.len(), strip, sums);
+        steps::scaled(scales, sums, |sums| {
+            compiled!("avx512f,avx512bf16", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]], rows: usize, fetch: bool) {
+                // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
+                unsafe {
+                    match fetch {
+                        true => by_rows::<true>(x, panels, sums, rows),
+                        false => by_rows::<false>(x, panels, sums, rows),
+                    }
                 }
-            }
+            });
         });
+    }
+}
+
+/// # Safety
+/// As for [`multiply`].
+#[inline(always)]
+unsafe fn by_rows<const FETCH: bool>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]], rows: usize) {
+    // SAFETY: the contract of this function.
+    unsafe {
+        match rows {
+            1 => groups::<1, 4, FETCH>(x, panels, sums),
+            2 => groups::<2, 4, FETCH>(x, panels, sums),
+            3 => groups::<3, 4, FETCH>(x, panels, sums),
+            4 => groups::<4, 4, FETCH>(x, panels, sums),
+            5 => groups::<5, 4, FETCH>(x, panels, sums),
+            6 => groups::<6, 4, FETCH>(x, panels, sums),
+            7 => groups::<7, 3, FETCH>(x, panels, sums),
+            8 => groups::<8, 3, FETCH>(x, panels, sums),
+            rows => unreachable!("a tile of {rows} rows"),
+        }
     }
 }
 
@@ -74,16 +90,20 @@ impl Tiles for Dots {
 /// # Safety
 /// As for [`multiply`].
 #[inline(always)]
-unsafe fn groups<const R: usize, const P: usize>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+unsafe fn groups<const R: usize, const P: usize, const FETCH: bool>(
+    x: &[f32],
+    panels: &[&[u16]],
+    sums: &mut [[f32; WIDTH]],
+) {
     let (groups, rest) = panels.as_chunks::<P>();
     let (of_groups, of_rest) = sums.split_at_mut(groups.len() * P * R);
     // SAFETY: the contract of this function.
     unsafe {
         for (panels, sums) in groups.iter().zip(of_groups.chunks_exact_mut(P * R)) {
-            multiply::<R, P>(x, panels, sums);
+            multiply::<R, P, FETCH>(x, panels, sums);
         }
         for (panel, sums) in rest.iter().zip(of_rest.chunks_exact_mut(R)) {
-            multiply::<R, 1>(x, &[panel], sums);
+            multiply::<R, 1, FETCH>(x, &[panel], sums);
         }
     }
 }
@@ -93,7 +113,11 @@ unsafe fn groups<const R: usize, const P: usize>(x: &[f32], panels: &[&[u16]], s
 /// # Safety
 /// The caller is compiled for AVX-512 with BF16; `R` packed rows, panels of as many steps, `R · P` sums.
 #[inline(always)]
-unsafe fn multiply<const R: usize, const P: usize>(x: &[f32], panels: &[&[u16]; P], sums: &mut [[f32; WIDTH]]) {
+unsafe fn multiply<const R: usize, const P: usize, const FETCH: bool>(
+    x: &[f32],
+    panels: &[&[u16]; P],
+    sums: &mut [[f32; WIDTH]],
+) {
     let strips = x.len() / (R * ROW);
     let ahead = strips * STEPS / 2 * PAIRS;
     // SAFETY: `strip` stays below the number of strips; each has sixteen pairs of steps, of 32 weights in each panel. A
@@ -112,7 +136,9 @@ unsafe fn multiply<const R: usize, const P: usize>(x: &[f32], panels: &[&[u16]; 
                 let mut weights = [pairs(_mm512_setzero_si512()); P];
                 for p in 0..P {
                     weights[p] = pairs(_mm512_loadu_si512(panels[p].as_ptr().add(at).cast()));
-                    _mm_prefetch::<_MM_HINT_T0>(panels[p].as_ptr().wrapping_add(ahead + at).cast());
+                    if FETCH {
+                        _mm_prefetch::<_MM_HINT_T0>(panels[p].as_ptr().wrapping_add(ahead + at).cast());
+                    }
                 }
                 for r in 0..R {
                     let x = pairs(_mm512_castps_si512(_mm512_set1_ps(*x.add(r * ROW + pair))));

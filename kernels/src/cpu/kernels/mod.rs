@@ -34,6 +34,17 @@ use crate::{Dtype, panels::WIDTH};
 /// Rows that a tile takes at most on any instruction set.
 pub(super) const TILE_ROWS: usize = 32;
 
+/// Some steps of a few panels, as [`Tiles`] multiply them.
+#[derive(Clone, Copy)]
+pub(crate) struct Strip<'a, T> {
+    /// `[steps / 2][16][2]` each.
+    pub(crate) panels: &'a [&'a [T]],
+    /// What the products with each panel are multiplied by, once they are summed; none: they are chains that go on.
+    pub(crate) scales: Option<&'a [f32]>,
+    /// Whether what lies behind it is fetched meanwhile: it is about to be multiplied, and no other tile has seen to that.
+    pub(crate) fetch: bool,
+}
+
 /// Matrix products of an instruction set, tile by tile: a few packed rows times a few panels. Sizes are those of [`tile`]
 /// unless said otherwise.
 pub(crate) trait Tiles: Send + Sync {
@@ -67,8 +78,9 @@ pub(crate) trait Tiles: Send + Sync {
     /// of `strip` steps one behind the other: that of step `k` begins at `k · rows / density`.
     fn pack(&self, rows: &[&[f32]], strip: usize, to: &mut [f32]);
 
-    /// `sums[p · R + r] += x[r] · panels[p]` over the steps of a strip, in an order that depends on nothing but the step.
-    fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]);
+    /// `sums[p · R + r] += x[r] · panels[p]` over the steps of a strip, in an order that depends on nothing but the step. With
+    /// scales, `sums[p · R + r] += scales[p] · (x[r] · panels[p])`, rounded after each of the three.
+    fn tile(&self, x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]);
 
     /// Whether [`Tiles::tile_bytes`] is the fastest for so many rows; otherwise bytes are brought to bf16.
     fn takes_bytes(&self, rows: usize) -> bool {
@@ -77,8 +89,8 @@ pub(crate) trait Tiles: Send + Sync {
     }
 
     /// As [`Tiles::tile`], of panels in E4M3, whose values are in [`e4m3::UNITS`].
-    fn tile_bytes(&self, x: &[f32], panels: &[&[u8]], sums: &mut [[f32; WIDTH]]) {
-        let _ = (x, panels, sums);
+    fn tile_bytes(&self, x: &[f32], strip: Strip<'_, u8>, sums: &mut [[f32; WIDTH]]) {
+        let _ = (x, strip, sums);
         unreachable!("asked for only where it is")
     }
 }

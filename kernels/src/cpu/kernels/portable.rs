@@ -1,7 +1,7 @@
 //! The loops in plain Rust, for any machine: products are rounded before they are added.
 #![allow(unsafe_code)]
 
-use super::{Kernels, Tiles, elementwise, lanes::Lanes, peak, softmax, tile};
+use super::{Kernels, Strip, Tiles, elementwise, lanes::Lanes, peak, softmax, tile};
 use crate::{Dtype, activation, panels::WIDTH};
 
 /// Kernels of [`crate::Isa::Portable`].
@@ -105,9 +105,9 @@ impl Tiles for PortableTiles {
         tile::pack(self.0, rows, strip, to);
     }
 
-    fn tile(&self, x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+    fn tile(&self, x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]) {
         // SAFETY: plain Rust needs no instruction set; the loop checks the lengths of its slices.
-        unsafe { tile::tile::<Array, tile::InBf16, 2>(x, panels, sums) }
+        unsafe { tile::tile::<Array, tile::InBf16, 2>(x, strip, sums) }
     }
 }
 

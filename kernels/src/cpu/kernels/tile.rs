@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 
-use super::{elementwise::round, lanes::Lanes, steps};
+use super::{Strip, elementwise::round, lanes::Lanes, steps};
 use crate::{
     Dtype,
     panels::{PAIRS, WIDTH},
@@ -13,11 +13,8 @@ use crate::{
 /// Rows that one tile takes at most.
 pub(super) const ROWS: usize = 6;
 /// Steps of a strip: six packed rows and a panel of so many lie in the nearest cache together.
-pub(super) const STRIP: usize = 256;
-/// Fewer rows than this are bound by reading panels, of which they take several at once.
-const FEW: usize = 4;
-/// How far ahead of few rows their panels are fetched, in elements of each: a strip of every one would not stay in the
-/// nearest cache.
+pub(super) const STRIP: usize = 512;
+/// How far ahead panels are fetched, in elements of each.
 const AHEAD: usize = 2048;
 /// Pairs of steps in one round of the loop.
 const UNROLLED: usize = 2;
@@ -75,33 +72,50 @@ impl<L: Lanes, const V: usize> Weights<L, V> for InBf16 {
     }
 }
 
-/// `sums[p · R + r] += x[r] · panels[p]`: one chain of additions for each output, ascending. `x [R][steps]`, panels
-/// `[steps / 2][16][2]`, of whose outputs `V` vectors hold sixteen.
+/// `sums[p · R + r] += x[r] · panels[p]`: one chain of additions for each output, ascending, which with scales begins at zero.
+/// `x [R][steps]`; `V` vectors hold the sixteen outputs of a panel.
 ///
 /// # Safety
 /// As for [`Lanes`].
 #[inline(always)]
 pub(super) unsafe fn tile<L: Lanes, W: Weights<L, V>, const V: usize>(
     x: &[f32],
-    panels: &[&[W::Element]],
+    strip: Strip<'_, W::Element>,
     sums: &mut [[f32; WIDTH]],
 ) {
     const { assert!(V * L::COUNT == WIDTH, "vectors of a panel") }
-    let rows = steps::check(x.len(), panels, sums);
+    let rows = steps::check(x.len(), strip, sums);
     // SAFETY: the lengths have been checked.
     unsafe {
-        match (rows, panels.len()) {
-            (1, 1) => multiply::<L, W, V, 1, 1>(x, panels, sums),
-            (1, 2) => multiply::<L, W, V, 1, 2>(x, panels, sums),
-            (1, 3) => multiply::<L, W, V, 1, 3>(x, panels, sums),
-            (1, 4) => multiply::<L, W, V, 1, 4>(x, panels, sums),
-            (2, 1) => multiply::<L, W, V, 2, 1>(x, panels, sums),
-            (2, 2) => multiply::<L, W, V, 2, 2>(x, panels, sums),
-            (3, 1) => multiply::<L, W, V, 3, 1>(x, panels, sums),
-            (4, 1) => multiply::<L, W, V, 4, 1>(x, panels, sums),
-            (5, 1) => multiply::<L, W, V, 5, 1>(x, panels, sums),
-            (6, 1) => multiply::<L, W, V, 6, 1>(x, panels, sums),
+        match (rows, strip.panels.len()) {
+            (1, 1) => of::<L, W, V, 1, 1>(x, strip, sums),
+            (1, 2) => of::<L, W, V, 1, 2>(x, strip, sums),
+            (1, 3) => of::<L, W, V, 1, 3>(x, strip, sums),
+            (1, 4) => of::<L, W, V, 1, 4>(x, strip, sums),
+            (2, 1) => of::<L, W, V, 2, 1>(x, strip, sums),
+            (2, 2) => of::<L, W, V, 2, 2>(x, strip, sums),
+            (3, 1) => of::<L, W, V, 3, 1>(x, strip, sums),
+            (4, 1) => of::<L, W, V, 4, 1>(x, strip, sums),
+            (5, 1) => of::<L, W, V, 5, 1>(x, strip, sums),
+            (6, 1) => of::<L, W, V, 6, 1>(x, strip, sums),
             (rows, panels) => unreachable!("a tile of {rows} rows and {panels} panels"),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`multiply`].
+#[inline(always)]
+unsafe fn of<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P: usize>(
+    x: &[f32],
+    strip: Strip<'_, W::Element>,
+    sums: &mut [[f32; WIDTH]],
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match strip.fetch {
+            true => multiply::<L, W, V, R, P, true>(x, strip, sums),
+            false => multiply::<L, W, V, R, P, false>(x, strip, sums),
         }
     }
 }
@@ -109,9 +123,9 @@ pub(super) unsafe fn tile<L: Lanes, W: Weights<L, V>, const V: usize>(
 /// # Safety
 /// As for [`Lanes`]; `R` packed rows of an even number of steps, `P` panels of sixteen times that, `R · P` sums.
 #[inline(always)]
-unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P: usize>(
+unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P: usize, const FETCH: bool>(
     x: &[f32],
-    panels: &[&[W::Element]],
+    Strip { panels, scales, .. }: Strip<'_, W::Element>,
     sums: &mut [[f32; WIDTH]],
 ) {
     let mut w = [std::ptr::null::<W::Element>(); P];
@@ -120,7 +134,6 @@ unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, c
     // second ones, and registers are few.
     let again = black_box(w);
     let steps = x.len() / R;
-    let ahead = if R < FEW { AHEAD } else { steps * WIDTH };
     // SAFETY: `pair` stays below half of the steps, of which a panel holds 32 elements for each; a prefetch may name any
     // address.
     unsafe {
@@ -128,7 +141,9 @@ unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, c
         for r in 0..R {
             for p in 0..P {
                 for v in 0..V {
-                    totals[r][p][v] = L::load(sums[p * R + r].as_ptr().add(v * L::COUNT));
+                    if scales.is_none() {
+                        totals[r][p][v] = L::load(sums[p * R + r].as_ptr().add(v * L::COUNT));
+                    }
                 }
             }
         }
@@ -138,14 +153,21 @@ unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, c
                 add::<L, W, V, R, P, false>((x, steps), (w, at), &mut totals);
                 add::<L, W, V, R, P, true>((x.add(1), steps), (again, at), &mut totals);
                 for p in 0..P {
-                    L::prefetch(w[p].wrapping_add(ahead + at).cast());
+                    if FETCH {
+                        L::prefetch(w[p].wrapping_add(AHEAD + at).cast());
+                    }
                 }
             }
         }
         for r in 0..R {
             for p in 0..P {
                 for v in 0..V {
-                    totals[r][p][v].store(sums[p * R + r].as_mut_ptr().add(v * L::COUNT));
+                    let sum = sums[p * R + r].as_mut_ptr().add(v * L::COUNT);
+                    let total = match scales {
+                        None => totals[r][p][v],
+                        Some(scales) => L::load(sum).add(L::splat(scales[p]).mul(totals[r][p][v])),
+                    };
+                    total.store(sum);
                 }
             }
         }
