@@ -7,7 +7,7 @@
 
 mod pack;
 
-pub(crate) use pack::{interleave, pack_rows};
+pub(crate) use pack::{fetch, interleave, pack_rows};
 
 use bytemuck::Pod;
 

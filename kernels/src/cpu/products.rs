@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{
     CpuMatrix,
     inputs::PackedRows,
-    kernels::Strip,
+    kernels::{Fetch, Strip},
     matrix::{GROUP, Panel},
     scaled,
 };
@@ -98,17 +98,27 @@ fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums
             Panel::Fp8 { .. } => return scaled::add(x, tiles, panels, sums),
         }
     }
-    add(x, tiles, &plain[..panels.len()], sums);
+    add(x, tiles, &plain[..panels.len()], Fetch::Panels, sums);
 }
 
 /// Adds products of the rows of some tiles with whole panels: `sums [tiles][panels][rows of the tile][16]`. Strip by strip, so
-/// that a strip of the panels is read from the nearest cache by all tiles but the first.
-pub(super) fn add(x: PackedRows<'_>, tiles: Range<usize>, panels: &[&[u16]], sums: &mut [[f32; WIDTH]]) {
+/// that a strip of the panels is read from the nearest cache by all tiles but the first. `fetch`: from the first strip on.
+pub(super) fn add(
+    x: PackedRows<'_>,
+    tiles: Range<usize>,
+    panels: &[&[u16]],
+    fetch: Fetch<'_>,
+    sums: &mut [[f32; WIDTH]],
+) {
     for steps in x.strips() {
         let mut strips: [&[u16]; GROUP] = [&[]; GROUP];
         let strips = &mut strips[..panels.len()];
         strips.iter_mut().zip(panels).for_each(|(to, panel)| *to = &panel[steps.start * WIDTH..steps.end * WIDTH]);
-        add_strip(x, tiles.clone(), steps, Strip { panels: strips, scales: None, fetch: true }, sums);
+        let fetch = match fetch {
+            Fetch::Rows(rows) => Fetch::Rows(rows.get(steps.start * WIDTH..).unwrap_or_default()),
+            fetch => fetch,
+        };
+        add_strip(x, tiles.clone(), steps, Strip { panels: strips, scales: None, fetch }, sums);
     }
 }
 
@@ -135,7 +145,7 @@ pub(super) fn by_tile<T>(
     let (first, mut rest) = (tiles.start, sums);
     for tile in tiles {
         let sums = rest.split_off_mut(..x.tile(tile).len() * strip.panels.len()).expect("sums of every tile");
-        let fetch = strip.fetch && tile == first;
+        let fetch = if tile == first { strip.fetch } else { Fetch::Nothing };
         add(x.strip(tile, steps.clone()), Strip { fetch, ..strip }, sums);
     }
 }

@@ -7,13 +7,13 @@ use std::ops::Range;
 use super::{
     Cpu,
     inputs::{Inputs, Packed, PackedRows},
-    kernels::{Kernels, Strip},
+    kernels::{Fetch, Kernels, Strip},
     matrix::GROUP,
     products,
 };
 use crate::{
     Device, Dtype,
-    panels::{PAIRS, WIDTH, interleave, pack_rows},
+    panels::{PAIRS, WIDTH, fetch, interleave, pack_rows},
     pool::Pool,
     scratch::Scratch,
 };
@@ -22,6 +22,8 @@ const BLOCK: usize = Cpu::BLOCK;
 const SPLIT: usize = Cpu::SPLIT;
 /// Panels of values that are packed together at least: what they take of a row fills a cache line.
 const VALUE_PANELS: usize = 8;
+/// How many rows ahead values are fetched.
+const AHEAD: usize = 16;
 
 /// Rows of bf16, block by block.
 #[derive(Clone, Copy)]
@@ -76,29 +78,30 @@ impl Split<'_> {
         }
     }
 
-    /// `scores [queries, SPLIT]` of all rows of the blocks.
+    /// `scores [queries, SPLIT]` of all rows of the blocks. Rows are read from memory while those before them are multiplied.
     fn score(&self, queries: PackedRows<'_>, scores: &mut [f32]) {
         let depth = queries.depth();
         let at_once = queries.tiles().panels(queries.rows_of_tile());
         let mut sums = Scratch::take(queries.rows() * at_once * WIDTH);
+        let mut packed = Scratch::take(at_once * WIDTH * depth / 2);
+        let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut packed);
+        let mut parts =
+            self.keys.blocks.iter().flat_map(|block| block.chunks(at_once * WIDTH * self.keys.stride)).peekable();
         let mut first = 0;
-        for block in self.keys.blocks {
-            let mut packed = Scratch::take(block.len() / self.keys.stride * depth / 2);
-            let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut packed);
-            for (rows, to) in block.chunks_exact(WIDTH * self.keys.stride).zip(packed.chunks_exact_mut(WIDTH * depth)) {
-                pack_rows(rows, to);
-            }
-            let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * depth).collect();
-            for panels in panels.chunks(at_once) {
-                let sums = &mut sums.as_chunks_mut().0[..queries.rows() * panels.len()];
-                sums.fill([0.0; WIDTH]);
-                products::add(queries, queries.all(), panels, sums);
-                each(queries, panels.len(), sums, |query, panel, values| {
-                    let to = query * SPLIT + first + panel * WIDTH;
-                    scores[to..to + WIDTH].copy_from_slice(values);
-                });
-                first += panels.len() * WIDTH;
-            }
+        while let Some(rows) = parts.next() {
+            let of_panels = rows.chunks_exact(WIDTH * self.keys.stride);
+            of_panels.zip(packed.chunks_exact_mut(WIDTH * depth)).for_each(|(rows, to)| pack_rows(rows, to));
+            let count = rows.len() / (WIDTH * self.keys.stride);
+            let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * depth).take(count).collect();
+            let sums = &mut sums.as_chunks_mut().0[..queries.rows() * count];
+            sums.fill([0.0; WIDTH]);
+            let fetch = parts.peek().map_or(Fetch::Nothing, |rows| Fetch::Rows(rows));
+            products::add(queries, queries.all(), &panels, fetch, sums);
+            each(queries, count, sums, |query, panel, values| {
+                let to = query * SPLIT + first + panel * WIDTH;
+                scores[to..to + WIDTH].copy_from_slice(values);
+            });
+            first += count * WIDTH;
         }
     }
 
@@ -117,7 +120,7 @@ impl Split<'_> {
                 self.pack_values(elements.clone(), steps.clone(), packed);
                 let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * steps.len()).collect();
                 for (panels, sums) in panels.chunks(at_once).zip(sums.chunks_mut(at_once * weights.rows())) {
-                    let strip = Strip { panels, scales: None, fetch: false };
+                    let strip = Strip { panels, scales: None, fetch: Fetch::Nothing };
                     products::add_strip(weights, weights.all(), steps.clone(), strip, sums);
                 }
             }
@@ -135,6 +138,8 @@ impl Split<'_> {
         let length = WIDTH * rows.len();
         for (pair, first) in rows.step_by(2).enumerate() {
             let (a, b) = (self.elements(first, &elements), self.elements(first + 1, &elements));
+            fetch(self.elements(first + AHEAD, &elements));
+            fetch(self.elements(first + AHEAD + 1, &elements));
             for (panel, (a, b)) in a.as_chunks::<WIDTH>().0.iter().zip(b.as_chunks::<WIDTH>().0).enumerate() {
                 let to = to[panel * length + pair * PAIRS..].first_chunk_mut().expect("room for every pair");
                 interleave(a, b, to);

@@ -103,6 +103,17 @@ pub(crate) fn interleave(first: &[u16; WIDTH], second: &[u16; WIDTH], to: &mut [
     }
 }
 
+/// Asks for the cache lines of some elements.
+pub(crate) fn fetch(elements: &[u16]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in elements.chunks(32) {
+        // SAFETY: every such processor has SSE, and a prefetch reads nothing.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = elements;
+}
+
 /// Packs the first steps of `rows [16][cols]`, an even number, where the processor has AVX2; how many.
 pub(super) fn transpose(rows: &[[u8; 2]], to: &mut [u16]) -> usize {
     transpose_into::<u16, true>(rows.as_flattened(), to)

@@ -6,7 +6,7 @@ use std::arch::asm;
 use super::{
     Kernels, Strip, Tiles,
     avx512::{self, MultiplyAdds, Zmm},
-    dots::Dots,
+    dots::{self, Dots},
     on_lanes::OnLanes,
     steps,
     tile_registers::{self, ROW_BYTES, ROWS},
@@ -85,7 +85,7 @@ impl Tiles for Amx {
         let mut from = [std::ptr::null(); PANELS];
         from.iter_mut().zip(panels).for_each(|(from, panel)| *from = panel.as_ptr());
         // SAFETY: `kernels` has found AMX, and the lengths have been checked.
-        steps::scaled(strip.scales, sums, |sums| unsafe {
+        dots::scaled(strip.scales, sums, |sums| unsafe {
             tile_registers::set_up(rows);
             match (rows.div_ceil(ROWS), panels.len()) {
                 (1, 1) => multiply::<1, 1>(x, from, sums),

@@ -4,10 +4,11 @@
 
 use std::{arch::x86_64::*, hint::black_box, mem::transmute};
 
-use super::{Strip, Tiles, steps};
+use super::{Fetch, Strip, Tiles, steps};
 use crate::{
     activation,
     panels::{PAIRS, STEPS, WIDTH},
+    scratch::Scratch,
 };
 
 /// Rows that one tile takes at most.
@@ -50,8 +51,9 @@ impl Tiles for Dots {
 
     fn tile(&self, x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]) {
         let Strip { panels, scales, fetch } = strip;
+        let fetch = matches!(fetch, Fetch::Panels);
         let rows = steps::check(2 * x.len(), strip, sums);
-        steps::scaled(scales, sums, |sums| {
+        scaled(scales, sums, |sums| {
             compiled!("avx512f,avx512bf16", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]], rows: usize, fetch: bool) {
                 // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
                 unsafe {
@@ -82,6 +84,20 @@ unsafe fn by_rows<const FETCH: bool>(x: &[f32], panels: &[&[u16]], sums: &mut [[
             8 => groups::<8, 3, FETCH>(x, panels, sums),
             rows => unreachable!("a tile of {rows} rows"),
         }
+    }
+}
+
+/// Runs `add`, which adds products to sums, on parts from zero; these, times the scales of their panels, are then added to
+/// `sums [panels][rows]`. Without scales, on the sums themselves.
+pub(super) fn scaled(scales: Option<&[f32]>, sums: &mut [[f32; WIDTH]], add: impl FnOnce(&mut [[f32; WIDTH]])) {
+    let Some(scales) = scales else { return add(sums) };
+    let mut parts = Scratch::take(sums.as_flattened().len());
+    parts.fill(0.0);
+    add(parts.as_chunks_mut().0);
+    let sums = sums.as_flattened_mut();
+    let of_panel = sums.len() / scales.len().max(1);
+    for ((sums, parts), scale) in sums.chunks_exact_mut(of_panel).zip(parts.chunks_exact(of_panel)).zip(scales) {
+        sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += scale * part);
     }
 }
 

@@ -41,8 +41,19 @@ pub(crate) struct Strip<'a, T> {
     pub(crate) panels: &'a [&'a [T]],
     /// What the products with each panel are multiplied by, once they are summed; none: they are chains that go on.
     pub(crate) scales: Option<&'a [f32]>,
-    /// Whether what lies behind it is fetched meanwhile: it is about to be multiplied, and no other tile has seen to that.
-    pub(crate) fetch: bool,
+    /// What is fetched meanwhile.
+    pub(crate) fetch: Fetch<'a>,
+}
+
+/// What is read next and no other tile has seen to.
+#[derive(Clone, Copy)]
+pub(crate) enum Fetch<'a> {
+    /// Nothing, or who knows.
+    Nothing,
+    /// The next steps of the panels.
+    Panels,
+    /// These, from the first on: a cache line for each pair of steps.
+    Rows(&'a [u16]),
 }
 
 /// Matrix products of an instruction set, tile by tile: a few packed rows times a few panels. Sizes are those of [`tile`]

@@ -3,10 +3,7 @@
 use bytemuck::Pod;
 
 use super::Strip;
-use crate::{
-    panels::{STEPS, WIDTH},
-    scratch::Scratch,
-};
+use crate::panels::{STEPS, WIDTH};
 
 /// Lays out rows: `to [depth / strip][rows][strip]`, the last strip being shorter, with zeros past the end of the rows.
 /// `write` converts elements.
@@ -20,20 +17,6 @@ pub(super) fn pack<T: Pod>(rows: &[&[f32]], strip: usize, to: &mut [T], write: i
             write(&row[..used.len()], used);
             rest.fill(T::zeroed());
         }
-    }
-}
-
-/// Runs `add`, which adds products to sums, on parts from zero; these, times the scales of their panels, are then added to
-/// `sums [panels][rows]`. Without scales, on the sums themselves.
-pub(super) fn scaled(scales: Option<&[f32]>, sums: &mut [[f32; WIDTH]], add: impl FnOnce(&mut [[f32; WIDTH]])) {
-    let Some(scales) = scales else { return add(sums) };
-    let mut parts = Scratch::take(sums.as_flattened().len());
-    parts.fill(0.0);
-    add(parts.as_chunks_mut().0);
-    let sums = sums.as_flattened_mut();
-    let of_panel = sums.len() / scales.len().max(1);
-    for ((sums, parts), scale) in sums.chunks_exact_mut(of_panel).zip(parts.chunks_exact(of_panel)).zip(scales) {
-        sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += scale * part);
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::hint::black_box;
 
-use super::{Strip, elementwise::round, lanes::Lanes, steps};
+use super::{Fetch, Strip, elementwise::round, lanes::Lanes, steps};
 use crate::{
     Dtype,
     panels::{PAIRS, WIDTH},
@@ -16,6 +16,10 @@ pub(super) const ROWS: usize = 6;
 pub(super) const STRIP: usize = 512;
 /// How far ahead panels are fetched, in elements of each.
 const AHEAD: usize = 2048;
+/// The cases of [`Fetch`].
+const NOTHING: u8 = 0;
+const PANELS: u8 = 1;
+const ROWS_BEHIND: u8 = 2;
 /// Pairs of steps in one round of the loop.
 const UNROLLED: usize = 2;
 /// Bytes of packed rows that are taken together.
@@ -114,8 +118,9 @@ unsafe fn of<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P
     // SAFETY: the caller's.
     unsafe {
         match strip.fetch {
-            true => multiply::<L, W, V, R, P, true>(x, strip, sums),
-            false => multiply::<L, W, V, R, P, false>(x, strip, sums),
+            Fetch::Nothing => multiply::<L, W, V, R, P, NOTHING>(x, strip, sums),
+            Fetch::Panels => multiply::<L, W, V, R, P, PANELS>(x, strip, sums),
+            Fetch::Rows(_) => multiply::<L, W, V, R, P, ROWS_BEHIND>(x, strip, sums),
         }
     }
 }
@@ -123,11 +128,12 @@ unsafe fn of<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P
 /// # Safety
 /// As for [`Lanes`]; `R` packed rows of an even number of steps, `P` panels of sixteen times that, `R · P` sums.
 #[inline(always)]
-unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P: usize, const FETCH: bool>(
+unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P: usize, const FETCH: u8>(
     x: &[f32],
-    Strip { panels, scales, .. }: Strip<'_, W::Element>,
+    Strip { panels, scales, fetch }: Strip<'_, W::Element>,
     sums: &mut [[f32; WIDTH]],
 ) {
+    let rows = if let Fetch::Rows(rows) = fetch { rows.as_ptr() } else { std::ptr::null() };
     let mut w = [std::ptr::null::<W::Element>(); P];
     w.iter_mut().zip(panels).for_each(|(w, panel)| *w = panel.as_ptr());
     // The same, which the compiler is not to know: it would keep what it has loaded for the first steps of pairs until the
@@ -152,8 +158,11 @@ unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, c
                 let (x, at) = (x.as_ptr().add(2 * pair), pair * PAIRS);
                 add::<L, W, V, R, P, false>((x, steps), (w, at), &mut totals);
                 add::<L, W, V, R, P, true>((x.add(1), steps), (again, at), &mut totals);
+                if FETCH == ROWS_BEHIND {
+                    L::prefetch(rows.wrapping_add(at));
+                }
                 for p in 0..P {
-                    if FETCH {
+                    if FETCH == PANELS {
                         L::prefetch(w[p].wrapping_add(AHEAD + at).cast());
                     }
                 }
