@@ -49,7 +49,10 @@ pub enum KernelError {
     /// Blocks of no rows or no columns.
     #[error("scales of {rows} x {cols} e4m3 in blocks of {} x {}: expected blocks of at least 1 x 1", block.0, block.1)]
     NoBlocks { rows: usize, cols: usize, block: (usize, usize) },
-    /// An instruction set that was asked for by name and is not there.
+    /// A name that no instruction set has.
+    #[error("instruction set: found {asked}, expected one of {known}")]
+    UnknownIsa { asked: String, known: String },
+    /// An instruction set that was asked for and is not there.
     #[error("instruction set {asked}: not available on this machine (found: {found})")]
     MissingIsa { asked: String, found: String },
     /// A message that does not say which element type its payload has.

@@ -32,13 +32,15 @@ impl Isa {
     /// # Errors
     /// When it has not; the error names those it has.
     pub(crate) fn check(self) -> Result<Self, KernelError> {
-        if kernels::have(self) { Ok(self) } else { Err(missing(&self.to_string())) }
+        match kernels::have(self) {
+            true => Ok(self),
+            false => Err(KernelError::MissingIsa { asked: self.to_string(), found: names(&Self::available()) }),
+        }
     }
 }
 
-fn missing(asked: &str) -> KernelError {
-    let found: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
-    KernelError::MissingIsa { asked: asked.to_owned(), found: found.join(", ") }
+fn names(of: &[Isa]) -> String {
+    of.iter().map(Isa::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl fmt::Display for Isa {
@@ -56,7 +58,8 @@ impl FromStr for Isa {
     type Err = KernelError;
 
     fn from_str(name: &str) -> Result<Self, KernelError> {
-        Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(|| missing(name))
+        let unknown = || KernelError::UnknownIsa { asked: name.to_owned(), known: names(&Self::ALL) };
+        Self::ALL.into_iter().find(|isa| isa.to_string() == name).ok_or_else(unknown)
     }
 }
 
@@ -71,6 +74,6 @@ mod tests {
         }
         assert_eq!(Isa::available().last(), Some(&Isa::Portable));
         let error = "sse9".parse::<Isa>().unwrap_err().to_string();
-        assert!(error.starts_with("instruction set sse9: not available") && error.contains("portable"), "{error}");
+        assert_eq!(error, "instruction set: found sse9, expected one of amx, avx512, avx2, portable");
     }
 }

@@ -180,9 +180,10 @@ impl Sequence {
             Ask::Score(position) => (request.tokens[position], Some(request.prompt_logprobs.unwrap_or(0))),
             Ask::Sample => (sampler::sample(&request.params, mask, logits, next)?, request.logprobs),
         };
-        let Some(top) = top else { return Ok(FoundToken { token, logprob: None, top: Vec::new() }) };
-        let softmax = LogSoftmax::new(logits);
-        Ok(FoundToken { token, logprob: Some(softmax.logprob(token)), top: softmax.top(top) })
+        Ok(match top {
+            Some(top) => LogSoftmax::new(logits).found(token, top),
+            None => FoundToken { token, logprob: None, top: Vec::new() },
+        })
     }
 
     /// The position of the next token.

@@ -103,13 +103,21 @@ fn assert_near(found: f32, expected: f32, what: &str) {
     assert!((found - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{what}: found {found}, expected {expected}");
 }
 
-fn assert_scored(found: (u32, Option<f32>, &[(u32, f32)]), expected: &ScoredToken, what: &str) {
-    assert_eq!(found.0, expected.token, "{what}");
-    assert_eq!((found.1.is_some(), found.2.len()), (expected.logprob.is_some(), expected.top.len()), "{what}");
-    assert_near(found.1.unwrap_or(0.0), expected.logprob.unwrap_or(0.0), what);
-    for (found, expected) in found.2.iter().zip(&expected.top) {
-        assert_eq!(found.0, expected.token, "{what}: rank {}", expected.rank);
-        assert_near(found.1, expected.logprob, what);
+fn assert_found(found: &FoundToken, expected: &FoundToken, what: &str) {
+    assert_eq!(found.token, expected.token, "{what}");
+    assert_eq!((found.logprob.is_some(), found.top.len()), (expected.logprob.is_some(), expected.top.len()), "{what}");
+    assert_near(found.logprob.unwrap_or(0.0), expected.logprob.unwrap_or(0.0), what);
+    for (rank, (found, expected)) in found.top.iter().zip(&expected.top).enumerate() {
+        assert_eq!(found.0, expected.0, "{what}: rank {rank}");
+        assert_near(found.1, expected.1, what);
+    }
+}
+
+/// What the sampler finds.
+fn expected(logits: &[f32], token: u32, top: Option<usize>) -> FoundToken {
+    match top {
+        Some(top) => LogSoftmax::new(logits).found(token, top),
+        None => FoundToken { token, logprob: None, top: Vec::new() },
     }
 }
 
@@ -123,11 +131,7 @@ fn check(device: &Cuda<Shim>, seed: u64, vocab: usize) {
         let what = format!("row {row} of seed {seed}, vocabulary {vocab}: {:?}", case.params);
         let found = found.unwrap_or_else(|| panic!("nothing found: {what}"));
         let token = sample(&case.params, &mask, &case.logits, case.at()).unwrap();
-        let expected = match case.top {
-            Some(top) => LogSoftmax::new(&case.logits).scored(token, 0, top),
-            None => ScoredToken { token, ..ScoredToken::default() },
-        };
-        assert_scored((found.token, found.logprob, &found.top), &expected, &what);
+        assert_found(&found, &expected(&case.logits, token, case.top), &what);
     }
 }
 
@@ -239,12 +243,13 @@ async fn the_service_on_the_demo_checkpoint_gives_the_tokens_of_its_logits() {
                 let at = Position { position: scored.position, choice: 0, history: &history, banned };
                 (request.logprobs, sample(&params, &mask, row, at).unwrap())
             };
-            let expected = match top {
-                Some(top) => LogSoftmax::new(row).scored(token, scored.position, top as usize),
-                None => ScoredToken { token, ..ScoredToken::default() },
+            let found = FoundToken {
+                token: scored.token,
+                logprob: scored.logprob,
+                top: scored.top.iter().map(|entry| (entry.token, entry.logprob)).collect(),
             };
-            let likely: Vec<(u32, f32)> = scored.top.iter().map(|entry| (entry.token, entry.logprob)).collect();
-            assert_scored((scored.token, scored.logprob, &likely), &expected, &format!("position {position}"));
+            let expected = expected(row, token, top.map(|top| top as usize));
+            assert_found(&found, &expected, &format!("position {position}"));
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Logprobs of the model's own distribution, before penalties, bias, temperature and filters.
 
+use conclave_kernels::FoundToken;
+
 use super::{
     best::{best, largest},
     exp::exp,
@@ -25,6 +27,11 @@ impl<'a> LogSoftmax<'a> {
     /// The logprob of a token; never below the least finite number.
     pub fn logprob(&self, token: u32) -> f32 {
         (f64::from(self.logits[token as usize]) - self.max - self.log_sum).max(f64::from(f32::MIN)) as f32
+    }
+
+    /// A token with its logprob, and the `top` most likely ones.
+    pub fn found(&self, token: u32, top: usize) -> FoundToken {
+        FoundToken { token, logprob: Some(self.logprob(token)), top: self.top(top) }
     }
 
     /// The `count` most likely tokens with their logprobs, best first; of equally likely ones the lower id comes first.
