@@ -1,6 +1,7 @@
 """Conclave on this machine: in one process or in several, and requests to it."""
 
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -17,10 +18,21 @@ class Failure(Exception):
     """Something did not go as it should."""
 
 
+# Where ports are looked for: below those that systems give to connections. Processes side by side begin at different places.
+PORTS = range(15_000, 30_000)
+ports = itertools.islice(itertools.cycle(PORTS), os.getpid() * 97 % len(PORTS), None)
+
+
 def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+    """A port that nobody has, and nobody is given by chance before it is used."""
+    for port in itertools.islice(ports, len(PORTS)):
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise Failure("no free port")
 
 
 class Processes:
