@@ -14,6 +14,7 @@ mod products;
 mod rates;
 mod scaled;
 mod split;
+mod strips;
 
 use std::sync::Arc;
 

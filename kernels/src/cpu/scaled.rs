@@ -6,11 +6,11 @@ use super::{
     inputs::PackedRows,
     kernels::{Fetch, Strip},
     matrix::{GROUP, Panel, SCALED},
-    products::{add_strip, by_tile},
+    strips::{add_strip, by_tile},
 };
 use crate::{panels::WIDTH, scratch::Scratch};
 
-/// As [`super::products::add`].
+/// As [`super::strips::add`].
 pub(super) fn add(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums: &mut [[f32; WIDTH]]) {
     match all_bytes(panels).filter(|_| x.tiles().takes_bytes(x.rows())) {
         Some(bytes) => add_bytes(x, tiles, panels, &bytes[..panels.len()], sums),

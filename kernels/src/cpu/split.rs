@@ -9,7 +9,7 @@ use super::{
     inputs::{Inputs, Packed, PackedRows},
     kernels::{Fetch, Kernels, Strip},
     matrix::GROUP,
-    products,
+    strips,
 };
 use crate::{
     Device, Dtype,
@@ -96,7 +96,7 @@ impl Split<'_> {
             let sums = &mut sums.as_chunks_mut().0[..queries.rows() * count];
             sums.fill([0.0; WIDTH]);
             let fetch = parts.peek().map_or(Fetch::Nothing, |rows| Fetch::Rows(rows));
-            products::add(queries, queries.all(), &panels, fetch, sums);
+            strips::add(queries, queries.all(), &panels, fetch, sums);
             each(queries, count, sums, |query, panel, values| {
                 let to = query * SPLIT + first + panel * WIDTH;
                 scores[to..to + WIDTH].copy_from_slice(values);
@@ -121,7 +121,7 @@ impl Split<'_> {
                 let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * steps.len()).collect();
                 for (panels, sums) in panels.chunks(at_once).zip(sums.chunks_mut(at_once * weights.rows())) {
                     let strip = Strip { panels, scales: None, fetch: Fetch::Nothing };
-                    products::add_strip(weights, weights.all(), steps.clone(), strip, sums);
+                    strips::add_strip(weights, weights.all(), steps.clone(), strip, sums);
                 }
             }
             for (index, sums) in sums.chunks(at_once * weights.rows()).enumerate() {
