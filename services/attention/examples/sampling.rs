@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use conclave_attention::sampler::{History, LogSoftmax, Params, Position, TokenMask, check_finite, sample};
+use conclave_attention::sampler::{History, LogSoftmax, Params, Position, TokenMask, check_finite, found, sample};
 use conclave_proto::v1::Sampling;
 
 /// Draws of one measurement.
@@ -39,10 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         });
     }
     show("logprob", || _ = LogSoftmax::new(&logits).logprob(7));
-    show("logprob and 20 best", || {
-        let softmax = LogSoftmax::new(&logits);
-        let _ = (softmax.logprob(7), softmax.top(20));
-    });
+    show("logprob and 20 best", || _ = found(&logits, 7, Some(20)));
     Ok(())
 }
 

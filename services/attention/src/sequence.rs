@@ -13,7 +13,7 @@ use tracing::Span;
 use crate::cache::{BlockPool, BlockTable};
 use crate::prefix::{PrefixChain, PrefixKey};
 use crate::request::Request;
-use crate::sampler::{self, History, LogSoftmax, Position, TokenMask};
+use crate::sampler::{self, History, Position, TokenMask};
 use crate::scheduler::Demand;
 use crate::state::Ticket;
 
@@ -180,10 +180,7 @@ impl Sequence {
             Ask::Score(position) => (request.tokens[position], Some(request.prompt_logprobs.unwrap_or(0))),
             Ask::Sample => (sampler::sample(&request.params, mask, logits, next)?, request.logprobs),
         };
-        Ok(match top {
-            Some(top) => LogSoftmax::new(logits).found(token, top),
-            None => FoundToken { token, logprob: None, top: Vec::new() },
-        })
+        Ok(sampler::found(logits, token, top))
     }
 
     /// The position of the next token.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use conclave_attention::{
     AttentionConfig, AttentionService, CacheSize, TokenStream,
-    sampler::{History, LogSoftmax, Params, Position, TokenMask, sample},
+    sampler::{self, History, Params, Position, TokenMask, sample},
 };
 use conclave_kernels::{
     Device, FoundToken, TokenAsk, TokenSource,
@@ -113,14 +113,6 @@ fn assert_found(found: &FoundToken, expected: &FoundToken, what: &str) {
     }
 }
 
-/// What the sampler finds.
-fn expected(logits: &[f32], token: u32, top: Option<usize>) -> FoundToken {
-    match top {
-        Some(top) => LogSoftmax::new(logits).found(token, top),
-        None => FoundToken { token, logprob: None, top: Vec::new() },
-    }
-}
-
 fn check(device: &Cuda<Shim>, seed: u64, vocab: usize) {
     let mut numbers = Numbers(seed);
     let mask = TokenMask::new(vocab, |id| id % 7 != 3 || id as usize + 1 == vocab);
@@ -131,7 +123,7 @@ fn check(device: &Cuda<Shim>, seed: u64, vocab: usize) {
         let what = format!("row {row} of seed {seed}, vocabulary {vocab}: {:?}", case.params);
         let found = found.unwrap_or_else(|| panic!("nothing found: {what}"));
         let token = sample(&case.params, &mask, &case.logits, case.at()).unwrap();
-        assert_found(&found, &expected(&case.logits, token, case.top), &what);
+        assert_found(&found, &sampler::found(&case.logits, token, case.top), &what);
     }
 }
 
@@ -248,7 +240,7 @@ async fn the_service_on_the_demo_checkpoint_gives_the_tokens_of_its_logits() {
                 logprob: scored.logprob,
                 top: scored.top.iter().map(|entry| (entry.token, entry.logprob)).collect(),
             };
-            let expected = expected(row, token, top.map(|top| top as usize));
+            let expected = sampler::found(row, token, top.map(|top| top as usize));
             assert_found(&found, &expected, &format!("position {position}"));
         }
     }

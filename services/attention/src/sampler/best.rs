@@ -42,10 +42,10 @@ pub(super) fn best(logits: &[f32], count: usize) -> Vec<u32> {
 
 /// A number that at least `count` logits reach, and few others: so many chunks have one that does.
 fn bound(logits: &[f32], count: usize) -> f32 {
-    let mut largest: Vec<f32> = logits.chunks(CHUNK).map(largest).collect();
-    if count == 0 || count > largest.len() {
+    if count == 0 || count > logits.len().div_ceil(CHUNK) {
         return f32::NEG_INFINITY;
     }
+    let mut largest: Vec<f32> = logits.chunks(CHUNK).map(largest).collect();
     *largest.select_nth_unstable_by(count - 1, |a, b| b.total_cmp(a)).1
 }
 

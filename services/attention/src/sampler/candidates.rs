@@ -16,14 +16,13 @@ impl Candidates {
     /// Those that the settings leave of adjusted logits `[vocab]`, the largest of which is `max`. Ids of negative infinity
     /// cannot be drawn.
     pub(super) fn new(params: &Params, logits: Vec<f32>, max: f32) -> Self {
-        let (ids, logits) = match params.top_k {
-            0 => (None, logits),
-            top_k => {
-                let mut ids = best(&logits, top_k);
-                ids.sort_unstable();
-                let of_ids = ids.iter().map(|id| logits[*id as usize]).collect();
-                (Some(ids), of_ids)
-            }
+        let (ids, logits) = if (1..logits.len()).contains(&params.top_k) {
+            let mut ids = best(&logits, params.top_k);
+            ids.sort_unstable();
+            let of_ids = ids.iter().map(|id| logits[*id as usize]).collect();
+            (Some(ids), of_ids)
+        } else {
+            (None, logits)
         };
         let (max, temperature) = (f64::from(max), f64::from(params.temperature));
         let weights = logits.iter().map(|logit| exp((f64::from(*logit) - max) / temperature)).collect();

@@ -7,6 +7,13 @@ use super::{
     exp::exp,
 };
 
+/// A token, and if `top` is asked for, its logprob by finite logits `[vocab]` and as many of the most likely ones.
+pub fn found(logits: &[f32], token: u32, top: Option<usize>) -> FoundToken {
+    let Some(top) = top else { return FoundToken { token, logprob: None, top: Vec::new() } };
+    let softmax = LogSoftmax::new(logits);
+    FoundToken { token, logprob: Some(softmax.logprob(token)), top: softmax.top(top) }
+}
+
 /// The log-softmax of one row of logits; all finite.
 #[derive(Debug)]
 pub struct LogSoftmax<'a> {
@@ -27,11 +34,6 @@ impl<'a> LogSoftmax<'a> {
     /// The logprob of a token; never below the least finite number.
     pub fn logprob(&self, token: u32) -> f32 {
         (f64::from(self.logits[token as usize]) - self.max - self.log_sum).max(f64::from(f32::MIN)) as f32
-    }
-
-    /// A token with its logprob, and the `top` most likely ones.
-    pub fn found(&self, token: u32, top: usize) -> FoundToken {
-        FoundToken { token, logprob: Some(self.logprob(token)), top: self.top(top) }
     }
 
     /// The `count` most likely tokens with their logprobs, best first; of equally likely ones the lower id comes first.

@@ -23,7 +23,7 @@ use conclave_serve::{Error, ErrorKind};
 
 use self::candidates::Candidates;
 pub use history::{Count, History};
-pub use logprobs::LogSoftmax;
+pub use logprobs::{LogSoftmax, found};
 pub use mask::TokenMask;
 pub use params::Params;
 pub use random::draw;
