@@ -6,7 +6,7 @@ use std::arch::asm;
 use super::{
     Kernels, Strip, Tiles,
     avx512::{self, MultiplyAdds, Zmm},
-    dots::{self, Dots},
+    dots::Dots,
     on_lanes::OnLanes,
     steps,
     tile_registers::{self, ROW_BYTES, ROWS},
@@ -14,6 +14,7 @@ use super::{
 use crate::{
     Dtype,
     panels::{STEPS, WIDTH},
+    scratch::Scratch,
 };
 
 /// Steps of a strip: two panels of so many stay in the nearest cache while rows pass by.
@@ -85,7 +86,7 @@ impl Tiles for Amx {
         let mut from = [std::ptr::null(); PANELS];
         from.iter_mut().zip(panels).for_each(|(from, panel)| *from = panel.as_ptr());
         // SAFETY: `kernels` has found AMX, and the lengths have been checked.
-        dots::scaled(strip.scales, sums, |sums| unsafe {
+        scaled(strip.scales, sums, |sums| unsafe {
             tile_registers::set_up(rows);
             match (rows.div_ceil(ROWS), panels.len()) {
                 (1, 1) => multiply::<1, 1>(x, from, sums),
@@ -97,6 +98,20 @@ impl Tiles for Amx {
                 (height, panels) => unreachable!("{height} tiles by {panels}"),
             }
         });
+    }
+}
+
+/// Runs `add`, which adds products to sums, on parts from zero; these, times the scales of their panels, are then added to
+/// `sums [panels][rows]`. Without scales, on the sums themselves.
+fn scaled(scales: Option<&[f32]>, sums: &mut [[f32; WIDTH]], add: impl FnOnce(&mut [[f32; WIDTH]])) {
+    let Some(scales) = scales else { return add(sums) };
+    let mut parts = Scratch::take(sums.as_flattened().len());
+    parts.fill(0.0);
+    add(parts.as_chunks_mut().0);
+    let sums = sums.as_flattened_mut();
+    let of_panel = sums.len() / scales.len().max(1);
+    for ((sums, parts), scale) in sums.chunks_exact_mut(of_panel).zip(parts.chunks_exact(of_panel)).zip(scales) {
+        sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += scale * part);
     }
 }
 

@@ -4,21 +4,24 @@
 
 use std::{arch::x86_64::*, hint::black_box, mem::transmute};
 
-use super::{Fetch, Strip, Tiles, steps};
+use super::{Strip, Tiles, e4m3::Lookups, steps};
 use crate::{
     activation,
     panels::{PAIRS, STEPS, WIDTH},
-    scratch::Scratch,
 };
 
 /// Rows that one tile takes at most.
-const ROWS: usize = 8;
-/// Steps of a strip: eight packed rows and three panels of so many lie in the nearest cache together.
-const STRIP: usize = 256;
+const ROWS: usize = 12;
+/// Steps of a strip: two panels of so many and a block of rows lie in the second cache together, from where they come as fast
+/// as they are multiplied.
+const STRIP: usize = 2048;
+/// Up to so many rows, bytes that are looked up by every tile are faster than those that are brought to bf16 once.
+const BYTES_ROWS: usize = 4 * ROWS;
 /// Words of 32 bits, each a pair of steps, from one packed row to the next.
 const ROW: usize = STEPS / 2;
 
-/// Products of inputs rounded to bf16, for machines that have AVX-512 with BF16. A pair of steps is added to each sum as
+/// Products of inputs rounded to bf16, for machines that have AVX-512 with BF16. Nothing is fetched: the processor sees by itself
+/// what is read next. A pair of steps is added to each sum as
 /// `sum + x₁w₁ + x₀w₀`, from left to right, rounded after each, with denormal numbers taken as zero.
 pub(super) struct Dots;
 
@@ -27,9 +30,8 @@ impl Tiles for Dots {
         ROWS
     }
 
-    /// As many sums as fit into registers beside the weights.
     fn panels(&self, rows: usize) -> usize {
-        if rows > 6 { 3 } else { 4 }
+        panels(rows)
     }
 
     fn strip(&self) -> usize {
@@ -50,54 +52,95 @@ impl Tiles for Dots {
     }
 
     fn tile(&self, x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]]) {
-        let Strip { panels, scales, fetch } = strip;
-        let fetch = matches!(fetch, Fetch::Panels);
         let rows = steps::check(2 * x.len(), strip, sums);
-        scaled(scales, sums, |sums| {
-            compiled!("avx512f,avx512bf16", fn(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]], rows: usize, fetch: bool) {
-                // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
-                unsafe {
-                    match fetch {
-                        true => by_rows::<true>(x, panels, sums, rows),
-                        false => by_rows::<false>(x, panels, sums, rows),
-                    }
-                }
-            });
+        compiled!("avx512f,avx512bf16", fn(x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]], rows: usize) {
+            // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
+            unsafe { by_rows(&InBf16, x, strip, sums, rows) }
         });
+    }
+
+    fn takes_bytes(&self, rows: usize) -> bool {
+        rows <= BYTES_ROWS && Lookups::are_available()
+    }
+
+    fn tile_bytes(&self, x: &[f32], strip: Strip<'_, u8>, sums: &mut [[f32; WIDTH]]) {
+        let rows = steps::check(2 * x.len(), strip, sums);
+        compiled!("avx512f,avx512bw,avx512vbmi,avx512bf16", fn(x: &[f32], strip: Strip<'_, u8>, sums: &mut [[f32; WIDTH]], rows: usize) {
+            // SAFETY: compiled for AVX-512 with BF16 and VBMI, asked for where both are; the lengths have been checked.
+            unsafe { by_rows(&Lookups::new(), x, strip, sums, rows) }
+        });
+    }
+}
+
+/// Panels that are taken together with so many rows: as many sums as fit into registers beside the weights.
+const fn panels(rows: usize) -> usize {
+    match rows {
+        ..=6 => 4,
+        ..=9 => 3,
+        _ => 2,
     }
 }
 
 /// # Safety
 /// As for [`multiply`].
 #[inline(always)]
-unsafe fn by_rows<const FETCH: bool>(x: &[f32], panels: &[&[u16]], sums: &mut [[f32; WIDTH]], rows: usize) {
+unsafe fn by_rows<W: Weights<N>, const N: usize>(
+    w: &W,
+    x: &[f32],
+    strip: Strip<'_, W::Element>,
+    sums: &mut [[f32; WIDTH]],
+    rows: usize,
+) {
     // SAFETY: the contract of this function.
     unsafe {
         match rows {
-            1 => groups::<1, 4, FETCH>(x, panels, sums),
-            2 => groups::<2, 4, FETCH>(x, panels, sums),
-            3 => groups::<3, 4, FETCH>(x, panels, sums),
-            4 => groups::<4, 4, FETCH>(x, panels, sums),
-            5 => groups::<5, 4, FETCH>(x, panels, sums),
-            6 => groups::<6, 4, FETCH>(x, panels, sums),
-            7 => groups::<7, 3, FETCH>(x, panels, sums),
-            8 => groups::<8, 3, FETCH>(x, panels, sums),
+            1 => groups::<W, N, 1, { panels(1) }>(w, x, strip, sums),
+            2 => groups::<W, N, 2, { panels(2) }>(w, x, strip, sums),
+            3 => groups::<W, N, 3, { panels(3) }>(w, x, strip, sums),
+            4 => groups::<W, N, 4, { panels(4) }>(w, x, strip, sums),
+            5 => groups::<W, N, 5, { panels(5) }>(w, x, strip, sums),
+            6 => groups::<W, N, 6, { panels(6) }>(w, x, strip, sums),
+            7 => groups::<W, N, 7, { panels(7) }>(w, x, strip, sums),
+            8 => groups::<W, N, 8, { panels(8) }>(w, x, strip, sums),
+            9 => groups::<W, N, 9, { panels(9) }>(w, x, strip, sums),
+            10 => groups::<W, N, 10, { panels(10) }>(w, x, strip, sums),
+            11 => groups::<W, N, 11, { panels(11) }>(w, x, strip, sums),
+            12 => groups::<W, N, 12, { panels(12) }>(w, x, strip, sums),
             rows => unreachable!("a tile of {rows} rows"),
         }
     }
 }
 
-/// Runs `add`, which adds products to sums, on parts from zero; these, times the scales of their panels, are then added to
-/// `sums [panels][rows]`. Without scales, on the sums themselves.
-pub(super) fn scaled(scales: Option<&[f32]>, sums: &mut [[f32; WIDTH]], add: impl FnOnce(&mut [[f32; WIDTH]])) {
-    let Some(scales) = scales else { return add(sums) };
-    let mut parts = Scratch::take(sums.as_flattened().len());
-    parts.fill(0.0);
-    add(parts.as_chunks_mut().0);
-    let sums = sums.as_flattened_mut();
-    let of_panel = sums.len() / scales.len().max(1);
-    for ((sums, parts), scale) in sums.chunks_exact_mut(of_panel).zip(parts.chunks_exact(of_panel)).zip(scales) {
-        sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += scale * part);
+/// Weights as they lie in panels, brought to pairs of bf16 for sixteen outputs, `N` pairs of steps at a time.
+trait Weights<const N: usize> {
+    /// One weight.
+    type Element: Copy;
+
+    /// # Safety
+    /// As for [`multiply`]; `N` pairs for each of sixteen outputs lie there.
+    unsafe fn load(&self, from: *const Self::Element) -> [__m512bh; N];
+}
+
+/// Weights in bf16.
+struct InBf16;
+
+impl Weights<1> for InBf16 {
+    type Element = u16;
+
+    #[inline(always)]
+    unsafe fn load(&self, from: *const u16) -> [__m512bh; 1] {
+        // SAFETY: the caller's.
+        [pairs(unsafe { _mm512_loadu_si512(from.cast()) })]
+    }
+}
+
+impl Weights<2> for Lookups {
+    type Element = u8;
+
+    #[inline(always)]
+    unsafe fn load(&self, from: *const u8) -> [__m512bh; 2] {
+        // SAFETY: the caller's.
+        unsafe { self.widen(from) }.map(pairs)
     }
 }
 
@@ -106,67 +149,79 @@ pub(super) fn scaled(scales: Option<&[f32]>, sums: &mut [[f32; WIDTH]], add: imp
 /// # Safety
 /// As for [`multiply`].
 #[inline(always)]
-unsafe fn groups<const R: usize, const P: usize, const FETCH: bool>(
+unsafe fn groups<W: Weights<N>, const N: usize, const R: usize, const P: usize>(
+    w: &W,
     x: &[f32],
-    panels: &[&[u16]],
+    Strip { panels, scales, .. }: Strip<'_, W::Element>,
     sums: &mut [[f32; WIDTH]],
 ) {
     let (groups, rest) = panels.as_chunks::<P>();
     let (of_groups, of_rest) = sums.split_at_mut(groups.len() * P * R);
+    let scales = |first: usize, count: usize| scales.map(|scales| &scales[first..][..count]);
     // SAFETY: the contract of this function.
     unsafe {
-        for (panels, sums) in groups.iter().zip(of_groups.chunks_exact_mut(P * R)) {
-            multiply::<R, P, FETCH>(x, panels, sums);
+        for (group, (panels, sums)) in groups.iter().zip(of_groups.chunks_exact_mut(P * R)).enumerate() {
+            multiply::<W, N, R, P>(w, x, panels, scales(group * P, P), sums);
         }
-        for (panel, sums) in rest.iter().zip(of_rest.chunks_exact_mut(R)) {
-            multiply::<R, 1, FETCH>(x, &[panel], sums);
+        for (index, (panel, sums)) in rest.iter().zip(of_rest.chunks_exact_mut(R)).enumerate() {
+            multiply::<W, N, R, 1>(w, x, &[panel], scales(groups.len() * P + index, 1), sums);
         }
     }
 }
 
-/// `sums[p · R + r] += x[r] · panels[p]`. `x [depth / 32][R][32]`, panels `[depth / 2][16][2]`.
+/// `sums[p · R + r] += x[r] · panels[p]`, with scales from zero, then times these. `x [depth / 32][R][32]`, panels
+/// `[depth / 2][16][2]`.
 ///
 /// # Safety
-/// The caller is compiled for AVX-512 with BF16; `R` packed rows, panels of as many steps, `R · P` sums.
+/// The caller is compiled for AVX-512 with BF16, and what `W` needs; `R` packed rows, panels of as many steps, `R · P` sums,
+/// `P` scales.
 #[inline(always)]
-unsafe fn multiply<const R: usize, const P: usize, const FETCH: bool>(
+unsafe fn multiply<W: Weights<N>, const N: usize, const R: usize, const P: usize>(
+    w: &W,
     x: &[f32],
-    panels: &[&[u16]; P],
+    panels: &[&[W::Element]; P],
+    scales: Option<&[f32]>,
     sums: &mut [[f32; WIDTH]],
 ) {
     let strips = x.len() / (R * ROW);
-    let ahead = strips * STEPS / 2 * PAIRS;
-    // SAFETY: `strip` stays below the number of strips; each has sixteen pairs of steps, of 32 weights in each panel. A
-    // prefetch may name any address.
+    // SAFETY: `strip` stays below the number of strips; each has sixteen pairs of steps, of 32 weights in each panel.
     unsafe {
         let mut totals = [[_mm512_setzero_ps(); P]; R];
-        for r in 0..R {
-            for p in 0..P {
-                totals[r][p] = _mm512_loadu_ps(sums[p * R + r].as_ptr());
+        if scales.is_none() {
+            for r in 0..R {
+                for p in 0..P {
+                    totals[r][p] = _mm512_loadu_ps(sums[p * R + r].as_ptr());
+                }
             }
         }
         for strip in 0..strips {
             let x = x.as_ptr().add(strip * R * ROW);
-            for pair in 0..ROW {
+            for pair in (0..ROW).step_by(N) {
                 let at = (strip * ROW + pair) * PAIRS;
-                let mut weights = [pairs(_mm512_setzero_si512()); P];
+                let mut weights = [[pairs(_mm512_setzero_si512()); N]; P];
                 for p in 0..P {
-                    weights[p] = pairs(_mm512_loadu_si512(panels[p].as_ptr().add(at).cast()));
-                    if FETCH {
-                        _mm_prefetch::<_MM_HINT_T0>(panels[p].as_ptr().wrapping_add(ahead + at).cast());
-                    }
+                    weights[p] = w.load(panels[p].as_ptr().add(at));
                 }
-                for r in 0..R {
-                    let x = pairs(_mm512_castps_si512(_mm512_set1_ps(*x.add(r * ROW + pair))));
-                    for p in 0..P {
-                        totals[r][p] = _mm512_dpbf16_ps(totals[r][p], weights[p], x);
+                for n in 0..N {
+                    for r in 0..R {
+                        let x = pairs(_mm512_castps_si512(_mm512_set1_ps(*x.add(r * ROW + pair + n))));
+                        for p in 0..P {
+                            totals[r][p] = _mm512_dpbf16_ps(totals[r][p], weights[p][n], x);
+                        }
                     }
                 }
             }
         }
         for r in 0..R {
             for p in 0..P {
-                _mm512_storeu_ps(sums[p * R + r].as_mut_ptr(), totals[r][p]);
+                let sum = sums[p * R + r].as_mut_ptr();
+                let total = match scales {
+                    None => totals[r][p],
+                    Some(scales) => {
+                        _mm512_add_ps(_mm512_loadu_ps(sum), _mm512_mul_ps(_mm512_set1_ps(scales[p]), totals[r][p]))
+                    }
+                };
+                _mm512_storeu_ps(sum, total);
             }
         }
     }
