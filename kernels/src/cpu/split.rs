@@ -140,10 +140,7 @@ impl Split<'_> {
             let (a, b) = (self.elements(first, &elements), self.elements(first + 1, &elements));
             fetch(self.elements(first + AHEAD, &elements));
             fetch(self.elements(first + AHEAD + 1, &elements));
-            for (panel, (a, b)) in a.as_chunks::<WIDTH>().0.iter().zip(b.as_chunks::<WIDTH>().0).enumerate() {
-                let to = to[panel * length + pair * PAIRS..].first_chunk_mut().expect("room for every pair");
-                interleave(a, b, to);
-            }
+            interleave(a, b, length, &mut to[pair * PAIRS..]);
         }
     }
 

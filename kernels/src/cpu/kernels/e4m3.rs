@@ -25,15 +25,16 @@ const BF16: [u16; 256] = {
 pub(crate) fn widen(from: &[u8], ahead: usize, to: &mut [u16]) {
     #[cfg(target_arch = "x86_64")]
     let (from, to) = {
-        let (from, rest) = from.as_chunks();
-        let (whole, to) = to.split_at_mut(from.len() * avx2::BYTES);
-        if std::arch::is_x86_feature_detected!("avx2") {
+        let done = if Lookups::are_available() {
+            // SAFETY: AVX-512 BW and VBMI have been found.
+            unsafe { vbmi::widen(from.as_chunks().0, ahead, to.as_chunks_mut().0) }
+        } else if std::arch::is_x86_feature_detected!("avx2") {
             // SAFETY: AVX2 has been found.
-            unsafe { avx2::widen(from, ahead, whole.as_chunks_mut().0) };
+            unsafe { avx2::widen(from.as_chunks().0, ahead, to.as_chunks_mut().0) }
         } else {
-            one_by_one(from.as_flattened(), whole);
-        }
-        (rest, to)
+            0
+        };
+        (&from[done..], &mut to[done..])
     };
     let _ = ahead;
     one_by_one(from, to);
@@ -73,8 +74,9 @@ mod avx2 {
         tables
     }
 
+    /// How many bytes that were.
     #[target_feature(enable = "avx2")]
-    pub(super) fn widen(from: &[[u8; BYTES]], ahead: usize, to: &mut [[u16; BYTES]]) {
+    pub(super) fn widen(from: &[[u8; BYTES]], ahead: usize, to: &mut [[u16; BYTES]]) -> usize {
         let table = |table: &Table| {
             // SAFETY: sixteen bytes.
             _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(table.as_ptr().cast()) })
@@ -106,6 +108,7 @@ mod avx2 {
                 _mm256_storeu_si256(to.add(1), _mm256_unpackhi_epi8(low, high));
             }
         }
+        from.len() * BYTES
     }
 }
 
@@ -125,6 +128,26 @@ mod vbmi {
         high: [__m512i; 2],
         quarters: __m512i,
         sign: __m512i,
+    }
+
+    /// Bytes that are widened together.
+    const BYTES: usize = 64;
+
+    /// How many bytes that were.
+    #[target_feature(enable = "avx512bw,avx512vbmi")]
+    pub(super) fn widen(from: &[[u8; BYTES]], ahead: usize, to: &mut [[u16; BYTES]]) -> usize {
+        // SAFETY: compiled for what they need.
+        let lookups = unsafe { Lookups::new() };
+        for (from, to) in from.iter().zip(to) {
+            // SAFETY: as many bytes, and room for their values; a prefetch reads nothing, wherever it points.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().wrapping_add(ahead).cast());
+                let [first, second] = lookups.widen(from.as_ptr());
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), first);
+                _mm512_storeu_si512(to[BYTES / 2..].as_mut_ptr().cast(), second);
+            }
+        }
+        from.len() * BYTES
     }
 
     const LOW: [u8; 128] = bytes(0);
