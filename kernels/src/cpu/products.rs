@@ -72,7 +72,7 @@ impl<const N: usize> Product<'_, N> {
         let sums = sums.as_chunks_mut::<WIDTH>().0;
         let at_once = self.at_once();
         for (w, sums) in w.chunks(at_once).zip(sums.chunks_mut(at_once * rows.len())) {
-            add_panels(self.x, tiles.clone(), w, sums);
+            add_panels(self.x, tiles.clone(), w, w.len().div_ceil(N), sums);
         }
         for (index, panel) in panels.enumerate() {
             let cols = panel * WIDTH..self.w[0].outputs().min((panel + 1) * WIDTH);
@@ -90,7 +90,7 @@ impl<const N: usize> Product<'_, N> {
 }
 
 /// As [`strips::add`], of panels in any form.
-fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums: &mut [[f32; WIDTH]]) {
+fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], next: usize, sums: &mut [[f32; WIDTH]]) {
     let mut plain: [&[u16]; GROUP] = [&[]; GROUP];
     for (to, panel) in plain.iter_mut().zip(panels) {
         match panel {
@@ -98,7 +98,11 @@ fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums
             Panel::Fp8 { .. } => return scaled::add(x, tiles, panels, sums),
         }
     }
-    strips::add(x, tiles, &plain[..panels.len()], Fetch::Panels, sums);
+    // Behind the last strip come the panels that are computed next.
+    let (depth, next) = (x.depth(), next * x.depth());
+    let ahead = |steps: &Range<usize>| if steps.end < depth { steps.len() } else { next - steps.start };
+    let fetch = |steps: &Range<usize>| [Fetch::Next, Fetch::Ahead(ahead(steps) * WIDTH)];
+    strips::add(x, tiles, &plain[..panels.len()], fetch, sums);
 }
 
 /// Runs products, cut by panels, on the threads of `pool`; `sink(i, output)` gets the outputs of product `i`, each once.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     inputs::PackedRows,
-    kernels::{Fetch, Strip},
+    kernels::Fetch,
     matrix::{GROUP, Panel, SCALED},
     strips::{add_strip, by_tile},
 };
@@ -41,9 +41,11 @@ fn add_bytes(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], bytes
         let mut strips: [&[u8]; GROUP] = [&[]; GROUP];
         strips.iter_mut().zip(bytes).for_each(|(to, bytes)| *to = &bytes[steps.start * WIDTH..steps.end * WIDTH]);
         let scales = scales(panels, piece);
-        let strip =
-            Strip { panels: &strips[..panels.len()], scales: Some(&scales[..panels.len()]), fetch: Fetch::Panels };
-        by_tile(x, tiles.clone(), steps, strip, sums, |rows, strip, sums| x.tiles().tile_bytes(rows, strip, sums));
+        let strip = (&strips[..panels.len()], Some(&scales[..panels.len()]));
+        let fetch = [Fetch::Next, Fetch::Nothing];
+        by_tile(x, tiles.clone(), steps, strip, fetch, sums, |rows, strip, sums| {
+            x.tiles().tile_bytes(rows, strip, sums)
+        });
     }
 }
 
@@ -57,9 +59,8 @@ fn add_widened(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sum
             *to = panel.in_bf16(steps.start * WIDTH..steps.end * WIDTH, place);
         }
         let scales = scales(panels, piece);
-        let strip =
-            Strip { panels: &strips[..panels.len()], scales: Some(&scales[..panels.len()]), fetch: Fetch::Nothing };
-        add_strip(x, tiles.clone(), steps, strip, sums);
+        let strip = (&strips[..panels.len()], Some(&scales[..panels.len()]));
+        add_strip(x, tiles.clone(), steps, strip, [Fetch::Nothing; 2], sums);
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::{
     Cpu,
     inputs::{Inputs, Packed, PackedRows},
-    kernels::{Fetch, Kernels, Strip},
+    kernels::{Fetch, Kernels},
     matrix::GROUP,
     strips,
 };
@@ -95,7 +95,11 @@ impl Split<'_> {
             let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * depth).take(count).collect();
             let sums = &mut sums.as_chunks_mut().0[..queries.rows() * count];
             sums.fill([0.0; WIDTH]);
-            let fetch = parts.peek().map_or(Fetch::Nothing, |rows| Fetch::Rows(rows));
+            let behind = parts.peek().copied().unwrap_or_default();
+            let fetch = |steps: &Range<usize>| {
+                let rows = behind.get(steps.start * WIDTH * count..).unwrap_or_default();
+                [if rows.is_empty() { Fetch::Nothing } else { Fetch::Rows(rows) }, Fetch::Nothing]
+            };
             strips::add(queries, queries.all(), &panels, fetch, sums);
             each(queries, count, sums, |query, panel, values| {
                 let to = query * SPLIT + first + panel * WIDTH;
@@ -120,8 +124,8 @@ impl Split<'_> {
                 self.pack_values(elements.clone(), steps.clone(), packed);
                 let panels: Vec<&[u16]> = packed.chunks_exact(WIDTH * steps.len()).collect();
                 for (panels, sums) in panels.chunks(at_once).zip(sums.chunks_mut(at_once * weights.rows())) {
-                    let strip = Strip { panels, scales: None, fetch: Fetch::Nothing };
-                    strips::add_strip(weights, weights.all(), steps.clone(), strip, sums);
+                    let nothing = [Fetch::Nothing; 2];
+                    strips::add_strip(weights, weights.all(), steps.clone(), (panels, None), nothing, sums);
                 }
             }
             for (index, sums) in sums.chunks(at_once * weights.rows()).enumerate() {

@@ -59,7 +59,7 @@ impl Tiles for Dots {
             // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
             unsafe {
                 match strip.fetch {
-                    Fetch::Rows(_) => tile::tile::<_, 1, true>(&InBf16, x, strip, sums, rows),
+                    Fetch::Rows(_) | Fetch::Ahead(_) => tile::tile::<_, 1, true>(&InBf16, x, strip, sums, rows),
                     _ => tile::tile::<_, 1, false>(&InBf16, x, strip, sums, rows),
                 }
             }

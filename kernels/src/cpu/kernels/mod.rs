@@ -50,9 +50,11 @@ pub(crate) struct Strip<'a, T> {
 pub(crate) enum Fetch<'a> {
     /// Nothing, or who knows.
     Nothing,
-    /// The next steps of the panels.
-    Panels,
-    /// These, from the first on: a cache line for each pair of steps.
+    /// The next steps of the panels, as few ahead as is best.
+    Next,
+    /// What lies so many elements behind each panel.
+    Ahead(usize),
+    /// These, from the first on.
     Rows(&'a [u16]),
 }
 

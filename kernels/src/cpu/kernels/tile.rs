@@ -118,8 +118,8 @@ unsafe fn of<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P
     // SAFETY: the caller's.
     unsafe {
         match strip.fetch {
-            Fetch::Nothing => multiply::<L, W, V, R, P, NOTHING>(x, strip, sums),
-            Fetch::Panels => multiply::<L, W, V, R, P, PANELS>(x, strip, sums),
+            Fetch::Nothing | Fetch::Ahead(_) => multiply::<L, W, V, R, P, NOTHING>(x, strip, sums),
+            Fetch::Next => multiply::<L, W, V, R, P, PANELS>(x, strip, sums),
             Fetch::Rows(_) => multiply::<L, W, V, R, P, ROWS_BEHIND>(x, strip, sums),
         }
     }

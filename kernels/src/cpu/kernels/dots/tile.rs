@@ -126,7 +126,14 @@ unsafe fn multiply<W: Weights<N>, const N: usize, const R: usize, const P: usize
     Strip { panels, scales, fetch }: Strip<'_, W::Element>,
     sums: &mut [[f32; WIDTH]],
 ) {
-    let behind = if let Fetch::Rows(rows) = fetch { rows.as_ptr() } else { std::ptr::null() };
+    let mut behind = [std::ptr::null::<u8>(); P];
+    for p in 0..P {
+        behind[p] = match fetch {
+            Fetch::Rows(rows) => rows.as_ptr().wrapping_add(p * panels[0].len()).cast(),
+            Fetch::Ahead(elements) => panels[p].as_ptr().wrapping_add(elements).cast(),
+            _ => std::ptr::null(),
+        };
+    }
     let strips = x.len() / (R * ROW);
     // SAFETY: `strip` stays below the number of strips; each has sixteen pairs of steps, of 32 weights in each panel. A
     // prefetch may name any address.
@@ -147,7 +154,7 @@ unsafe fn multiply<W: Weights<N>, const N: usize, const R: usize, const P: usize
                 for p in 0..P {
                     weights[p] = w.load(panels[p].as_ptr().add(at));
                     if FETCH {
-                        _mm_prefetch::<_MM_HINT_T1>(behind.wrapping_add(P * at + p * PAIRS).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(behind[p].wrapping_add(at * size_of::<W::Element>()).cast());
                     }
                 }
                 for n in 0..N {
