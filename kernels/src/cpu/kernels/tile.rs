@@ -18,8 +18,8 @@ pub(super) const STRIP: usize = 512;
 const AHEAD: usize = 2048;
 /// The cases of [`Fetch`].
 const NOTHING: u8 = 0;
-const PANELS: u8 = 1;
-const ROWS_BEHIND: u8 = 2;
+const NEXT: u8 = 1;
+const BEHIND: u8 = 2;
 /// Pairs of steps in one round of the loop.
 const UNROLLED: usize = 2;
 /// Bytes of packed rows that are taken together.
@@ -118,9 +118,9 @@ unsafe fn of<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, const P
     // SAFETY: the caller's.
     unsafe {
         match strip.fetch {
-            Fetch::Nothing | Fetch::Ahead(_) => multiply::<L, W, V, R, P, NOTHING>(x, strip, sums),
-            Fetch::Next => multiply::<L, W, V, R, P, PANELS>(x, strip, sums),
-            Fetch::Rows(_) => multiply::<L, W, V, R, P, ROWS_BEHIND>(x, strip, sums),
+            Fetch::Nothing => multiply::<L, W, V, R, P, NOTHING>(x, strip, sums),
+            Fetch::Next => multiply::<L, W, V, R, P, NEXT>(x, strip, sums),
+            Fetch::Ahead(_) | Fetch::Rows(_) => multiply::<L, W, V, R, P, BEHIND>(x, strip, sums),
         }
     }
 }
@@ -133,7 +133,12 @@ unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, c
     Strip { panels, scales, fetch }: Strip<'_, W::Element>,
     sums: &mut [[f32; WIDTH]],
 ) {
-    let rows = if let Fetch::Rows(rows) = fetch { rows.as_ptr() } else { std::ptr::null() };
+    // A cache line for each pair of steps.
+    let behind = match fetch {
+        Fetch::Ahead(elements) => panels[0].as_ptr().wrapping_add(elements).cast(),
+        Fetch::Rows(rows) => rows.as_ptr(),
+        Fetch::Nothing | Fetch::Next => std::ptr::null(),
+    };
     let mut w = [std::ptr::null::<W::Element>(); P];
     w.iter_mut().zip(panels).for_each(|(w, panel)| *w = panel.as_ptr());
     // The same, which the compiler is not to know: it would keep what it has loaded for the first steps of pairs until the
@@ -158,11 +163,11 @@ unsafe fn multiply<L: Lanes, W: Weights<L, V>, const V: usize, const R: usize, c
                 let (x, at) = (x.as_ptr().add(2 * pair), pair * PAIRS);
                 add::<L, W, V, R, P, false>((x, steps), (w, at), &mut totals);
                 add::<L, W, V, R, P, true>((x.add(1), steps), (again, at), &mut totals);
-                if FETCH == ROWS_BEHIND {
-                    L::prefetch(rows.wrapping_add(at));
+                if FETCH == BEHIND {
+                    L::prefetch(behind.wrapping_add(at));
                 }
                 for p in 0..P {
-                    if FETCH == PANELS {
+                    if FETCH == NEXT {
                         L::prefetch(w[p].wrapping_add(AHEAD + at).cast());
                     }
                 }
