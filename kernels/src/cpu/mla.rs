@@ -86,7 +86,7 @@ impl Cpu {
             for (row, [values]) in outputs.rows() {
                 // SAFETY: each output is handed over once.
                 let out = unsafe { out.part(picked.map_or(row, |picked| picked[row] as usize), cols.clone()) };
-                out.copy_from_slice(&values[..out.len()]);
+                products::put(values, out);
             }
         });
     }

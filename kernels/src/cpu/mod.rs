@@ -86,7 +86,7 @@ impl Cpu {
             for (row, [values]) in outputs.rows() {
                 // SAFETY: each output is handed over once.
                 let y = unsafe { y.part(row, outputs.cols.clone()) };
-                y.copy_from_slice(&values[..y.len()]);
+                products::put(values, y);
             }
         });
     }
@@ -107,7 +107,7 @@ impl Cpu {
                 self.kernels.swiglu(gate, up, &mut product);
                 // SAFETY: each output is handed over once.
                 let inner = unsafe { inner[block].part(row, outputs.cols.clone()) };
-                inner.copy_from_slice(&product[..inner.len()]);
+                products::put(&product, inner);
             }
         });
     }

@@ -89,6 +89,14 @@ impl<const N: usize> Product<'_, N> {
     }
 }
 
+/// Copies outputs to their place, which may have room for fewer at the end of a matrix only.
+pub(super) fn put(values: &[f32; WIDTH], to: &mut [f32]) {
+    match <&mut [f32; WIDTH]>::try_from(&mut *to) {
+        Ok(to) => *to = *values,
+        Err(_) => to.copy_from_slice(&values[..to.len()]),
+    }
+}
+
 /// As [`strips::add`], of panels in any form.
 fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], next: usize, sums: &mut [[f32; WIDTH]]) {
     let mut plain: [&[u16]; GROUP] = [&[]; GROUP];

@@ -9,6 +9,7 @@ use super::{
     inputs::{Inputs, Packed, PackedRows},
     kernels::{Fetch, Kernels},
     matrix::GROUP,
+    products::put,
     strips,
 };
 use crate::{
@@ -103,7 +104,7 @@ impl Split<'_> {
             strips::add(queries, queries.all(), &panels, fetch, sums);
             each(queries, count, sums, |query, panel, values| {
                 let to = query * SPLIT + first + panel * WIDTH;
-                scores[to..to + WIDTH].copy_from_slice(values);
+                put(values, &mut scores[to..to + WIDTH]);
             });
             first += count * WIDTH;
         }
@@ -131,7 +132,7 @@ impl Split<'_> {
             for (index, sums) in sums.chunks(at_once * weights.rows()).enumerate() {
                 each(weights, sums.len() / weights.rows(), sums, |query, panel, values| {
                     let to = query * length + elements.start + (index * at_once + panel) * WIDTH;
-                    out[to..to + WIDTH].copy_from_slice(values);
+                    put(values, &mut out[to..to + WIDTH]);
                 });
             }
         }
