@@ -5,9 +5,11 @@
 //! back, and sums each output in ascending order of the inner dimension. Outputs past the last are zero, and so are the
 //! steps that fill the inner dimension up to a multiple of [`STEPS`].
 
+mod interleave;
 mod pack;
 
-pub(crate) use pack::{fetch, interleave, pack_rows};
+pub(crate) use interleave::interleave;
+pub(crate) use pack::{fetch, pack_rows};
 
 use bytemuck::Pod;
 

@@ -80,41 +80,6 @@ pub(crate) fn pack_rows(rows: &[u16], to: &mut [u16]) {
     }
 }
 
-/// Packs two steps of some outputs, `[outputs]` each, into panels that lie `length` elements apart: a pair for each output.
-pub(crate) fn interleave(first: &[u16], second: &[u16], length: usize, to: &mut [u16]) {
-    #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512bw") {
-        // SAFETY: the processor has AVX-512 BW.
-        return unsafe { avx512::interleave(first, second, length, to) };
-    }
-    for (panel, (a, b)) in first.as_chunks::<WIDTH>().0.iter().zip(second.as_chunks::<WIDTH>().0).enumerate() {
-        interleave_panel(a, b, to[panel * length..].first_chunk_mut().expect("room for every pair"));
-    }
-}
-
-/// The same of one panel.
-fn interleave_panel(first: &[u16; WIDTH], second: &[u16; WIDTH], to: &mut [u16; PAIRS]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_mm_loadu_si128, _mm_storeu_si128, _mm_unpackhi_epi16, _mm_unpacklo_epi16};
-        for at in [0, 8] {
-            // SAFETY: every such processor has SSE2; eight elements from `at` on are read of each step, and written twice as
-            // far.
-            unsafe {
-                let first = _mm_loadu_si128(first.as_ptr().add(at).cast());
-                let second = _mm_loadu_si128(second.as_ptr().add(at).cast());
-                let to = to.as_mut_ptr().add(2 * at).cast();
-                _mm_storeu_si128(to, _mm_unpacklo_epi16(first, second));
-                _mm_storeu_si128(to.add(1), _mm_unpackhi_epi16(first, second));
-            }
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    for ((to, first), second) in to.as_chunks_mut().0.iter_mut().zip(first).zip(second) {
-        *to = [*first, *second];
-    }
-}
-
 /// Asks for the cache lines of some elements.
 pub(crate) fn fetch(elements: &[u16]) {
     #[cfg(target_arch = "x86_64")]
@@ -152,35 +117,6 @@ fn transpose_into<T: Pod, const PAST: bool>(rows: &[u8], to: &mut [T]) -> usize 
     }
     let _ = (rows, to);
     0
-}
-
-#[cfg(target_arch = "x86_64")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use super::{PAIRS, WIDTH, interleave_panel};
-
-    /// Two panels at a time.
-    #[target_feature(enable = "avx512bw")]
-    pub(super) fn interleave(first: &[u16], second: &[u16], length: usize, to: &mut [u16]) {
-        let order: [i16; 2 * PAIRS] = std::array::from_fn(|at| (at / 2 + at % 2 * PAIRS) as i16);
-        // SAFETY: as many elements.
-        let (low, high) = unsafe { (_mm512_loadu_epi16(order.as_ptr()), _mm512_loadu_epi16(order[PAIRS..].as_ptr())) };
-        let ((a, a_rest), (b, b_rest)) = (first.as_chunks::<PAIRS>(), second.as_chunks::<PAIRS>());
-        for (index, (a, b)) in a.iter().zip(b).enumerate() {
-            let to = &mut to[2 * index * length..][..length + PAIRS];
-            // SAFETY: as many elements as the chunks have, and room for them.
-            unsafe {
-                let (a, b) = (_mm512_loadu_si512(a.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().cast()));
-                _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutex2var_epi16(a, low, b));
-                _mm512_storeu_si512(to[length..].as_mut_ptr().cast(), _mm512_permutex2var_epi16(a, high, b));
-            }
-        }
-        if let (Some(a), Some(b)) = (a_rest.first_chunk::<WIDTH>(), b_rest.first_chunk()) {
-            let to = &mut to[first.len() / PAIRS * 2 * length..];
-            interleave_panel(a, b, to.first_chunk_mut().expect("room for every pair"));
-        }
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -304,15 +240,6 @@ mod tests {
     /// Panels of all sizes, aligned as those of weights are.
     #[repr(align(64))]
     struct Aligned([u16; WIDTH * 160]);
-
-    #[test]
-    fn steps_become_pairs() {
-        let mut pairs = [0; PAIRS];
-        interleave(&std::array::from_fn(|at| at as u16), &std::array::from_fn(|at| 100 + at as u16), &mut pairs);
-        for (at, pair) in pairs.as_chunks::<2>().0.iter().enumerate() {
-            assert_eq!(*pair, [at as u16, 100 + at as u16]);
-        }
-    }
 
     #[test]
     fn bytes_become_pairs_of_bytes() {
