@@ -168,17 +168,18 @@ impl Cpu {
         let of_split = heads * (latent + 2);
         let out = Grid::new(out, latent);
         let splits: usize = groups.iter().map(|group| group.count * group.splits()).sum();
-        let at_once = tasks::at_once(&self.pool, groups.len(), (splits * of_split).div_ceil(groups.len().max(1)));
-        self.pool.run(groups.len().div_ceil(at_once), |task| {
-            for group in groups.iter().skip(task * at_once).take(at_once) {
+        // Of one group and head.
+        let units = groups.len() * heads;
+        let at_once = tasks::at_once(&self.pool, units, (splits * of_split).div_ceil(units.max(1)));
+        self.pool.run(units.div_ceil(at_once), |task| {
+            for unit in task * at_once..units.min((task + 1) * at_once) {
+                let (group, head) = (&groups[unit / heads], unit % heads);
                 for row in 0..group.count {
                     let partials = &partials[group.partials + row * group.splits() * of_split..];
                     let partials = &partials[..group.keys(row).div_ceil(SPLIT) * of_split];
-                    for head in 0..heads {
-                        let splits = partials.chunks_exact(latent + 2).skip(head).step_by(heads);
-                        // SAFETY: each group belongs to one task.
-                        merge_splits(splits, unsafe { out.part((group.first + row) * heads + head, 0..latent) });
-                    }
+                    let splits = partials.chunks_exact(latent + 2).skip(head).step_by(heads);
+                    // SAFETY: each group and head belongs to one task.
+                    merge_splits(splits, unsafe { out.part((group.first + row) * heads + head, 0..latent) });
                 }
             }
         });
