@@ -54,13 +54,15 @@ impl<const N: usize> Product<'_, N> {
         assert!(self.w.iter().all(|w| w.depth() == self.x.depth()), "inputs of {} elements", self.x.depth());
         for block in self.x.blocks() {
             for first in panels.clone().step_by(self.group()) {
-                self.block(block.clone(), first..panels.end.min(first + self.group()), &mut sink);
+                let group = first..panels.end.min(first + self.group());
+                let more = group.end < panels.end;
+                self.block(block.clone(), group, more, &mut sink);
             }
         }
     }
 
-    /// Some tiles of rows times a group of panels.
-    fn block(&self, tiles: Range<usize>, panels: Range<usize>, sink: &mut impl FnMut(Outputs<'_, N>)) {
+    /// Some tiles of rows times a group of panels, behind which there may be `more`.
+    fn block(&self, tiles: Range<usize>, panels: Range<usize>, more: bool, sink: &mut impl FnMut(Outputs<'_, N>)) {
         let mut w = [Panel::Bf16(&[]); GROUP];
         let w = &mut w[..panels.len() * N];
         for (w, panel) in w.chunks_exact_mut(N).zip(panels.clone()) {
@@ -72,7 +74,7 @@ impl<const N: usize> Product<'_, N> {
         let sums = sums.as_chunks_mut::<WIDTH>().0;
         let at_once = self.at_once();
         for (w, sums) in w.chunks(at_once).zip(sums.chunks_mut(at_once * rows.len())) {
-            add_panels(self.x, tiles.clone(), w, w.len().div_ceil(N), sums);
+            add_panels(self.x, tiles.clone(), w, more.then_some(w.len().div_ceil(N)), sums);
         }
         for (index, panel) in panels.enumerate() {
             let cols = panel * WIDTH..self.w[0].outputs().min((panel + 1) * WIDTH);
@@ -97,8 +99,14 @@ pub(super) fn put(values: &[f32; WIDTH], to: &mut [f32]) {
     }
 }
 
-/// As [`strips::add`], of panels in any form.
-fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], next: usize, sums: &mut [[f32; WIDTH]]) {
+/// As [`strips::add`], of panels in any form. `next`: how many panels further on in their matrices those are that come next.
+fn add_panels(
+    x: PackedRows<'_>,
+    tiles: Range<usize>,
+    panels: &[Panel<'_>],
+    next: Option<usize>,
+    sums: &mut [[f32; WIDTH]],
+) {
     let mut plain: [&[u16]; GROUP] = [&[]; GROUP];
     for (to, panel) in plain.iter_mut().zip(panels) {
         match panel {
@@ -106,11 +114,13 @@ fn add_panels(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], next
             Panel::Fp8 { .. } => return scaled::add(x, tiles, panels, sums),
         }
     }
-    // Behind the last strip come the panels that are computed next.
-    let (depth, next) = (x.depth(), next * x.depth());
-    let ahead = |steps: &Range<usize>| if steps.end < depth { steps.len() } else { next - steps.start };
-    let fetch = |steps: &Range<usize>| [Fetch::Next, Fetch::Ahead(ahead(steps) * WIDTH)];
-    strips::add(x, tiles, &plain[..panels.len()], fetch, sums);
+    // Behind each strip comes the next one, and behind the last strip the first one of the next panels.
+    let ahead = |steps: &Range<usize>| match next {
+        _ if steps.end < x.depth() => Fetch::Ahead(steps.len() * WIDTH),
+        Some(next) => Fetch::Ahead((next * x.depth() - steps.start) * WIDTH),
+        None => Fetch::Nothing,
+    };
+    strips::add(x, tiles, &plain[..panels.len()], |steps| [Fetch::Next, ahead(steps)], sums);
 }
 
 /// Runs products, cut by panels, on the threads of `pool`; `sink(i, output)` gets the outputs of product `i`, each once.
