@@ -16,7 +16,7 @@ use proptest::test_runner::TestRunner;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::{Caller, LIMIT, ROWS, Shard, gpu, until};
+use crate::rig::{Caller, LIMIT, ROWS, Shard, gpu, lose_within_a_batch, until};
 use crate::support::{ALL, HIDDEN, batch, checkpoint, member, reference, start};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,14 +57,7 @@ async fn a_pair_lost_within_a_batch_loses_nothing() {
     let other = Shard::start("c", &checkpoint, &ALL[4..]);
     let caller = Caller::start(&checkpoint, &[&shards[0], &shards[1], &other], 1024).await;
     caller.check(1, 6).await;
-    // The one that was used.
-    let used = usize::from(shards[1].computed() > 0);
-    shards[used].gate.shut();
-    let gate = shards[used].gate.clone();
-    let (found, ()) = tokio::join!(caller.layer(2, 6), async {
-        until("the batch is under way", || gate.held.load(Ordering::SeqCst) > 0).await;
-        shards[used].kill();
-    });
+    let (found, ()) = tokio::join!(caller.layer(2, 6), lose_within_a_batch(&mut shards));
     assert_eq!(found, caller.expected(2, 6).await);
     let before = caller.batches().0;
     caller.check(3, 6).await;

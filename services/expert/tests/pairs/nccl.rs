@@ -16,7 +16,7 @@ use proptest::test_runner::TestRunner;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::{Caller, LIMIT, ROWS, Shard, gpu, pair_device, until};
+use crate::rig::{Caller, LIMIT, ROWS, Shard, gpu, lose_within_a_batch, pair_device, until};
 use crate::support::{ALL, batch, checkpoint, member, reference, start};
 
 /// Longer than a transfer may take.
@@ -75,15 +75,7 @@ async fn a_shard_lost_within_a_batch_takes_no_other_link_along() {
     let other = Shard::start("c", &checkpoint, &ALL[4..]);
     let caller = Caller::far(&checkpoint, &[&shards[0], &shards[1], &other], 1024).await;
     caller.by_pairs().await;
-    let before = shards.each_ref().map(Shard::computed);
-    caller.check(1, 6).await;
-    let used = usize::from(shards[1].computed() > before[1]);
-    shards[used].gate.shut();
-    let gate = shards[used].gate.clone();
-    let (found, ()) = tokio::join!(caller.layer(2, 6), async {
-        until("the batch is under way", || gate.held.load(Ordering::SeqCst) > 0).await;
-        shards[used].kill();
-    });
+    let (found, ()) = tokio::join!(caller.layer(2, 6), lose_within_a_batch(&mut shards));
     assert_eq!(found, caller.expected(2, 6).await);
     caller.by_pairs().await;
 }

@@ -1,6 +1,7 @@
 //! Shards and a caller of this process, on devices of their own.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use conclave_cluster::{LocalMembership, Member, Registration, SameHost};
@@ -101,6 +102,18 @@ impl Drop for Shard {
     fn drop(&mut self) {
         self.gate.open();
         self.kill();
+    }
+}
+
+/// From now on holds up whichever of these replicas is asked; when polled, kills the first one while it computes.
+pub(crate) fn lose_within_a_batch(shards: &mut [Shard]) -> impl Future<Output = ()> {
+    let holds = |shard: &Shard| shard.gate.held.load(Ordering::SeqCst) > 0;
+    shards.iter().for_each(|shard| shard.gate.shut());
+    async move {
+        until("the batch is under way", || shards.iter().any(holds)).await;
+        let lost = shards.iter().position(holds).expect("one that holds");
+        shards[lost].kill();
+        shards.iter().enumerate().filter(|(index, _)| *index != lost).for_each(|(_, shard)| shard.gate.open());
     }
 }
 
