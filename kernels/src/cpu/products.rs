@@ -111,16 +111,11 @@ fn add_panels(
     for (to, panel) in plain.iter_mut().zip(panels) {
         match panel {
             Panel::Bf16(panel) => *to = panel,
-            Panel::Fp8 { .. } => return scaled::add(x, tiles, panels, sums),
+            Panel::Fp8 { .. } => return scaled::add(x, tiles, panels, next, sums),
         }
     }
-    // Behind each strip comes the next one, and behind the last strip the first one of the next panels.
-    let ahead = |steps: &Range<usize>| match next {
-        _ if steps.end < x.depth() => Fetch::Ahead(steps.len() * WIDTH),
-        Some(next) => Fetch::Ahead((next * x.depth() - steps.start) * WIDTH),
-        None => Fetch::Nothing,
-    };
-    strips::add(x, tiles, &plain[..panels.len()], |steps| [Fetch::Next, ahead(steps)], sums);
+    let fetch = |steps: &Range<usize>| [Fetch::Next, strips::behind(steps, x.depth(), next)];
+    strips::add(x, tiles, &plain[..panels.len()], fetch, sums);
 }
 
 /// Runs products, cut by panels, on the threads of `pool`; `sink(i, output)` gets the outputs of product `i`, each once.

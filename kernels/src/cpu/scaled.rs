@@ -6,14 +6,20 @@ use super::{
     inputs::PackedRows,
     kernels::Fetch,
     matrix::{GROUP, Panel, SCALED},
-    strips::{add_strip, by_tile},
+    strips::{add_strip, behind, by_tile},
 };
 use crate::{panels::WIDTH, scratch::Scratch};
 
-/// As [`super::strips::add`].
-pub(super) fn add(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], sums: &mut [[f32; WIDTH]]) {
+/// As [`super::strips::add`]; `next` as in [`behind`].
+pub(super) fn add(
+    x: PackedRows<'_>,
+    tiles: Range<usize>,
+    panels: &[Panel<'_>],
+    next: Option<usize>,
+    sums: &mut [[f32; WIDTH]],
+) {
     match all_bytes(panels).filter(|_| x.tiles().takes_bytes(x.rows())) {
-        Some(bytes) => add_bytes(x, tiles, panels, &bytes[..panels.len()], sums),
+        Some(bytes) => add_bytes(x, tiles, panels, (&bytes[..panels.len()], next), sums),
         None => add_widened(x, tiles, panels, sums),
     }
 }
@@ -36,13 +42,19 @@ fn pieces(x: PackedRows<'_>) -> impl Iterator<Item = (usize, Range<usize>)> {
 }
 
 /// By tiles of bytes.
-fn add_bytes(x: PackedRows<'_>, tiles: Range<usize>, panels: &[Panel<'_>], bytes: &[&[u8]], sums: &mut [[f32; WIDTH]]) {
+fn add_bytes(
+    x: PackedRows<'_>,
+    tiles: Range<usize>,
+    panels: &[Panel<'_>],
+    (bytes, next): (&[&[u8]], Option<usize>),
+    sums: &mut [[f32; WIDTH]],
+) {
     for (piece, steps) in pieces(x) {
         let mut strips: [&[u8]; GROUP] = [&[]; GROUP];
         strips.iter_mut().zip(bytes).for_each(|(to, bytes)| *to = &bytes[steps.start * WIDTH..steps.end * WIDTH]);
         let scales = scales(panels, piece);
         let strip = (&strips[..panels.len()], Some(&scales[..panels.len()]));
-        let fetch = [Fetch::Next, Fetch::Nothing];
+        let fetch = [Fetch::Next, behind(&steps, x.depth(), next)];
         by_tile(x, tiles.clone(), steps, strip, fetch, sums, |rows, strip, sums| {
             x.tiles().tile_bytes(rows, strip, sums)
         });

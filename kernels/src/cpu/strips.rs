@@ -9,6 +9,15 @@ use super::{
 };
 use crate::panels::WIDTH;
 
+/// What comes behind a strip: the next one, and behind the last strip the first one of the panels that are `next` panels further on.
+pub(super) fn behind(steps: &Range<usize>, depth: usize, next: Option<usize>) -> Fetch<'static> {
+    match next {
+        _ if steps.end < depth => Fetch::Ahead(steps.len() * WIDTH),
+        Some(next) => Fetch::Ahead((next * depth - steps.start) * WIDTH),
+        None => Fetch::Nothing,
+    }
+}
+
 /// Adds products of the rows of some tiles with whole panels: `sums [tiles][panels][rows of the tile][16]`. Strip by strip, so
 /// that a strip of the panels is read from a near cache by all tiles but the first. `fetch(steps)`: see [`by_tile`].
 pub(super) fn add<'a>(

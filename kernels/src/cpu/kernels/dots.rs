@@ -74,7 +74,12 @@ impl Tiles for Dots {
         let rows = steps::check(2 * x.len(), strip, sums);
         compiled!("avx512f,avx512bw,avx512vbmi,avx512bf16", fn(x: &[f32], strip: Strip<'_, u8>, sums: &mut [[f32; WIDTH]], rows: usize) {
             // SAFETY: compiled for AVX-512 with BF16 and VBMI, asked for where both are; the lengths have been checked.
-            unsafe { tile::tile::<_, 2, false>(&Lookups::new(), x, strip, sums, rows) }
+            unsafe {
+                match strip.fetch {
+                    Fetch::Ahead(_) => tile::tile::<_, 2, true>(&Lookups::new(), x, strip, sums, rows),
+                    _ => tile::tile::<_, 2, false>(&Lookups::new(), x, strip, sums, rows),
+                }
+            }
         });
     }
 }
