@@ -19,7 +19,7 @@ pub(super) fn add(
     sums: &mut [[f32; WIDTH]],
 ) {
     match all_bytes(panels).filter(|_| x.tiles().takes_bytes(x.rows())) {
-        Some(bytes) => add_bytes(x, tiles, panels, (&bytes[..panels.len()], next), sums),
+        Some(bytes) => add_bytes(x, tiles, panels, &bytes[..panels.len()], next, sums),
         None => add_widened(x, tiles, panels, sums),
     }
 }
@@ -46,7 +46,8 @@ fn add_bytes(
     x: PackedRows<'_>,
     tiles: Range<usize>,
     panels: &[Panel<'_>],
-    (bytes, next): (&[&[u8]], Option<usize>),
+    bytes: &[&[u8]],
+    next: Option<usize>,
     sums: &mut [[f32; WIDTH]],
 ) {
     for (piece, steps) in pieces(x) {

@@ -114,7 +114,7 @@ impl Split<'_> {
     fn weigh(&self, weights: PackedRows<'_>, length: usize, out: &mut [f32]) {
         let at_once = weights.tiles().panels(weights.rows_of_tile());
         let together = at_once.max(VALUE_PANELS) * WIDTH;
-        let mut packed = Scratch::take(together * weights.tiles().strip() / 2);
+        let mut packed = Scratch::take(together * weights.tiles().strip().min(weights.depth()) / 2);
         let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut packed);
         let mut sums = Scratch::take(together * weights.rows());
         for elements in (0..length).step_by(together).map(|first| first..length.min(first + together)) {

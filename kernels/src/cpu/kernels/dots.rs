@@ -8,7 +8,7 @@ use std::{arch::x86_64::*, hint::black_box, mem::transmute};
 
 use tile::InBf16;
 
-use super::{Fetch, Strip, Tiles, e4m3::Lookups, steps};
+use super::{Strip, Tiles, e4m3::Lookups, steps};
 use crate::{
     activation,
     panels::{STEPS, WIDTH},
@@ -57,12 +57,7 @@ impl Tiles for Dots {
         let rows = steps::check(2 * x.len(), strip, sums);
         compiled!("avx512f,avx512bf16", fn(x: &[f32], strip: Strip<'_, u16>, sums: &mut [[f32; WIDTH]], rows: usize) {
             // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
-            unsafe {
-                match strip.fetch {
-                    Fetch::Rows(_) | Fetch::Ahead(_) => tile::tile::<_, 1, true>(&InBf16, x, strip, sums, rows),
-                    _ => tile::tile::<_, 1, false>(&InBf16, x, strip, sums, rows),
-                }
-            }
+            unsafe { tile::tile(&InBf16, x, strip, sums, rows) }
         });
     }
 
@@ -74,12 +69,7 @@ impl Tiles for Dots {
         let rows = steps::check(2 * x.len(), strip, sums);
         compiled!("avx512f,avx512bw,avx512vbmi,avx512bf16", fn(x: &[f32], strip: Strip<'_, u8>, sums: &mut [[f32; WIDTH]], rows: usize) {
             // SAFETY: compiled for AVX-512 with BF16 and VBMI, asked for where both are; the lengths have been checked.
-            unsafe {
-                match strip.fetch {
-                    Fetch::Ahead(_) => tile::tile::<_, 2, true>(&Lookups::new(), x, strip, sums, rows),
-                    _ => tile::tile::<_, 2, false>(&Lookups::new(), x, strip, sums, rows),
-                }
-            }
+            unsafe { tile::tile(&Lookups::new(), x, strip, sums, rows) }
         });
     }
 }

@@ -89,7 +89,7 @@ mod tests {
                 found.fill(0);
                 // SAFETY: AVX2 has been found.
                 let done = unsafe { avx2::widen(bytes.as_chunks().0, 64, found.as_chunks_mut().0) };
-                assert!(done + 32 > bytes.len());
+                assert!(done + avx2::BYTES > bytes.len());
                 check(&bytes[..done], &found);
             }
         }

@@ -46,12 +46,31 @@ impl Weights<2> for Lookups {
     }
 }
 
-/// As [`super::super::Tiles::tile`], of so many rows; `FETCH`: with what [`Fetch::Rows`] has.
+/// As [`super::super::Tiles::tile`], of so many rows.
 ///
 /// # Safety
 /// The caller is compiled for AVX-512 with BF16, and what `W` needs; the lengths have been checked.
 #[inline(always)]
-pub(super) unsafe fn tile<W: Weights<N>, const N: usize, const FETCH: bool>(
+pub(super) unsafe fn tile<W: Weights<N>, const N: usize>(
+    w: &W,
+    x: &[f32],
+    strip: Strip<'_, W::Element>,
+    sums: &mut [[f32; WIDTH]],
+    rows: usize,
+) {
+    // SAFETY: the contract of this function.
+    unsafe {
+        match strip.fetch {
+            Fetch::Ahead(_) | Fetch::Rows(_) => by_rows::<W, N, true>(w, x, strip, sums, rows),
+            Fetch::Nothing | Fetch::Next => by_rows::<W, N, false>(w, x, strip, sums, rows),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn by_rows<W: Weights<N>, const N: usize, const FETCH: bool>(
     w: &W,
     x: &[f32],
     strip: Strip<'_, W::Element>,

@@ -6,7 +6,6 @@ use std::arch::x86_64::*;
 use super::BF16;
 
 /// The bytes of a bf16 by the byte without its sign: AVX-512 VBMI looks 64 of them up in 128 at once.
-#[derive(Clone, Copy)]
 pub(in crate::cpu::kernels) struct Lookups {
     low: [__m512i; 2],
     high: [__m512i; 2],
