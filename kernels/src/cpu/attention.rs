@@ -1,23 +1,25 @@
 //! Absorbed attention over the latent cache.
 //!
-//! A task takes a few rows of one sequence, and some heads of each, through one split: the keys of a split are read once for
-//! all of them.
+//! A task takes a few rows of one sequence, and some heads of each, through one split after the other: the keys of a split are
+//! read once for all of them, and what they come to is merged at once. Where that would leave threads without work, each split
+//! is a task of its own ([`parallel`]).
 #![allow(unsafe_code)]
+
+mod parallel;
 
 use std::ops::Range;
 
 use super::{
     Cpu,
-    inputs::Inputs,
+    inputs::{Inputs, Packed, PackedRows},
+    sink::{Merged, Sink},
     split::{BlockRows, Split},
 };
 use crate::{
-    Device, MlaShape, RowSpan,
+    Device, Dtype, MlaShape, RowSpan,
     cache::LatentCache,
     grid::Grid,
-    ops::attention::merge_splits,
     panels::{STEPS, WIDTH},
-    scratch::Scratch,
     tasks,
 };
 
@@ -25,11 +27,9 @@ const BLOCK: usize = Cpu::BLOCK;
 const SPLIT: usize = Cpu::SPLIT;
 /// Queries (one for each row and head) that one task takes through a split: enough that packing its keys costs little, and so
 /// few that their scores and sums stay in the second cache.
-const QUERIES: usize = 64;
+const QUERIES: usize = 96;
 /// Heads that one task takes at least, if there are fewer tasks than threads.
 const HEADS: usize = 8;
-/// Reduced splits held at a time, in elements; more where a single group of rows needs them.
-const PARTIALS: usize = 4 << 20;
 
 /// Elements from one row of the cache to the next: whole panels, padded by zeros.
 pub(super) fn stride(shape: &MlaShape) -> usize {
@@ -37,6 +37,7 @@ pub(super) fn stride(shape: &MlaShape) -> usize {
 }
 
 /// Rows of one sequence, one behind the other.
+#[derive(Clone, Copy)]
 struct Group<'a> {
     /// The first of them in the batch.
     first: usize,
@@ -44,8 +45,6 @@ struct Group<'a> {
     /// Position of the first.
     position: usize,
     blocks: &'a [u32],
-    /// Where their splits begin among the partial results, `[rows, splits, heads, r + 2]`.
-    partials: usize,
 }
 
 impl Group<'_> {
@@ -59,130 +58,103 @@ impl Group<'_> {
         self.keys(self.count - 1).div_ceil(SPLIT)
     }
 
-    /// Rows that see something of a split.
-    fn rows(&self, split: usize) -> Range<usize> {
-        (split * SPLIT).saturating_sub(self.position).min(self.count)..self.count
+    /// Keys of a split that a row sees.
+    fn seen(&self, row: usize, split: usize) -> usize {
+        self.keys(row).saturating_sub(split * SPLIT).min(SPLIT)
+    }
+
+    /// Which of all queries of the batch, `all` a row, are of some heads of the group.
+    fn queries(&self, heads: &Range<usize>, all: usize) -> impl Iterator<Item = usize> + use<> {
+        let heads = heads.clone();
+        (self.first..self.first + self.count).flat_map(move |row| heads.clone().map(move |head| row * all + head))
+    }
+
+    /// Multiply-adds.
+    fn work(&self, shape: &MlaShape) -> usize {
+        self.count * self.keys(self.count - 1) * shape.heads * (shape.cached() + shape.latent)
     }
 }
 
-/// One split of a group of rows for some heads.
-struct Part {
-    group: usize,
-    split: usize,
-    heads: Range<usize>,
+/// Attention of one layer.
+#[derive(Clone, Copy)]
+struct Layer<'a> {
+    cpu: &'a Cpu,
+    cache: &'a LatentCache<u16>,
+    layer: usize,
+    /// Absorbed queries `[rows, heads, r + dr]`.
+    q: &'a [f32],
+    scale: f32,
 }
 
 impl Cpu {
     pub(super) fn attention(
         &self,
-        cache: (&LatentCache<u16>, usize),
+        (cache, layer): (&LatentCache<u16>, usize),
         q: &[f32],
         spans: &[RowSpan],
         scale: f32,
         out: &mut [f32],
     ) {
-        let MlaShape { heads, latent, .. } = *cache.0.shape();
-        let absorbed = spans.iter().filter(|span| !span.expanded);
-        let mut all = absorbed.flat_map(|span| groups_of(span, heads)).peekable();
-        while all.peek().is_some() {
-            let mut length = 0;
-            let mut groups: Vec<Group<'_>> = Vec::new();
-            while let Some(group) = all.next_if(|_| length == 0 || length < PARTIALS) {
-                let partials = length;
-                length += group.count * group.splits() * heads * (latent + 2);
-                groups.push(Group { partials, ..group });
-            }
-            let mut partials = Scratch::take(length);
-            self.reduce(&groups, cache, q, scale, &mut partials);
-            self.merge(&groups, heads, latent, &partials, out);
-        }
-    }
-
-    /// Reduces each split of each row into its place among the partial results.
-    fn reduce(
-        &self,
-        groups: &[Group<'_>],
-        (cache, layer): (&LatentCache<u16>, usize),
-        q: &[f32],
-        scale: f32,
-        partials: &mut [f32],
-    ) {
         let shape = cache.shape();
-        let (heads, of_head) = (shape.heads, shape.latent + 2);
-        let parts = parts_of(groups, heads, self.pool.threads());
-        let grid = Grid::new(partials, of_head);
-        let keys: usize = groups.iter().map(|group| group.count * group.keys(group.count - 1)).sum();
-        let at_once =
-            tasks::at_once(&self.pool, parts.len(), (keys * heads * 2 * shape.cached()).div_ceil(parts.len()));
-        self.pool.run(parts.len().div_ceil(at_once), |task| {
-            for part in parts.iter().skip(task * at_once).take(at_once) {
-                let group = &groups[part.group];
-                self.reduce_part(group, part, (cache, layer), (q, scale), |row, head, statistics, latents| {
-                    let row = group.partials / of_head + row * group.splits() * heads;
-                    // SAFETY: each part has rows, splits and heads of its own.
-                    let out = unsafe { grid.part(row + part.split * heads + head, 0..of_head) };
-                    out[..2].copy_from_slice(&statistics);
-                    out[2..].copy_from_slice(latents);
-                });
+        let absorbed = spans.iter().filter(|span| !span.expanded);
+        let groups: Vec<Group<'_>> = absorbed.flat_map(|span| groups_of(span, shape.heads)).collect();
+        let work = groups.iter().map(|group| group.work(shape)).sum();
+        let of_one = tasks::work_of_one(&self.pool, work);
+        let small = |group: &Group<'_>| group.splits() == 1 || group.work(shape) <= of_one;
+        let (small, large): (Vec<_>, Vec<_>) = groups.into_iter().partition(small);
+        let layer = Layer { cpu: self, cache, layer, q, scale };
+        layer.attend(&small, out);
+        layer.attend_in_parallel(&large, out);
+    }
+}
+
+impl Layer<'_> {
+    /// Takes groups through all their splits: `out [rows, heads, r]`.
+    fn attend(&self, groups: &[Group<'_>], out: &mut [f32]) {
+        let shape = self.cache.shape();
+        let out = Grid::new(out, shape.latent);
+        let heads = heads_of_tasks(shape.heads, groups.len(), self.cpu.pool.threads());
+        let units = groups.len() * heads.len();
+        let work: usize = groups.iter().map(|group| group.work(shape)).sum();
+        let at_once = tasks::at_once(&self.cpu.pool, units, work.div_ceil(units.max(1)));
+        self.cpu.pool.run(units.div_ceil(at_once), |task| {
+            for unit in task * at_once..units.min((task + 1) * at_once) {
+                let (group, heads) = (&groups[unit / heads.len()], &heads[unit % heads.len()]);
+                // SAFETY: the rows and heads of a unit are its own.
+                let row = |query: usize| unsafe { out.part(query, 0..shape.latent) };
+                let mut merged = Merged::new(group.queries(heads, shape.heads).map(row));
+                let queries = self.queries(group, heads);
+                for split in 0..group.splits() {
+                    self.reduce(group, split, (queries.of(0), heads.len()), &mut merged);
+                }
+                merged.finish();
             }
         });
     }
 
-    /// `sink(row of the group, head, [max, sum], latents)`
-    fn reduce_part(
-        &self,
-        group: &Group<'_>,
-        part: &Part,
-        (cache, layer): (&LatentCache<u16>, usize),
-        (q, scale): (&[f32], f32),
-        mut sink: impl FnMut(usize, usize, [f32; 2], &[f32]),
-    ) {
-        let (shape, rows) = (cache.shape(), group.rows(part.split));
-        let seen = |row: usize| SPLIT.min(group.keys(row) - part.split * SPLIT);
-        let count = seen(rows.end - 1);
-        let blocks: Vec<&[u16]> = group.blocks[part.split * SPLIT / BLOCK..]
+    /// The queries of all rows of a group, of some heads each.
+    fn queries(&self, group: &Group<'_>, heads: &Range<usize>) -> Packed<'_> {
+        let shape = self.cache.shape();
+        let picked: Vec<u32> = group.queries(heads, shape.heads).map(|query| query as u32).collect();
+        let queries = Inputs { rows: picked.len(), picked: Some(&picked), ..Inputs::new(self.q, shape.cached()) };
+        self.cpu.packed(Dtype::Bf16, [], &[queries])
+    }
+
+    /// Reduces one split of a group for its queries, so many `heads` of each row.
+    fn reduce(&self, group: &Group<'_>, split: usize, (queries, heads): (PackedRows<'_>, usize), sink: &mut impl Sink) {
+        let shape = self.cache.shape();
+        let count = group.seen(group.count - 1, split);
+        let blocks: Vec<&[u16]> = group.blocks[split * SPLIT / BLOCK..]
             .iter()
             .zip((0..count).step_by(BLOCK))
-            .map(|(block, first)| cache.block(layer, *block, BLOCK.min((count - first).next_multiple_of(WIDTH))))
+            .map(|(block, first)| {
+                self.cache.block(self.layer, *block, BLOCK.min((count - first).next_multiple_of(WIDTH)))
+            })
             .collect();
-        let rows_of_cache = BlockRows { blocks: &blocks, stride: stride(shape) };
-        let split = Split { keys: rows_of_cache, values: rows_of_cache, width: shape.latent, count, scale };
-        let query = |row: usize, head: usize| ((group.first + row) * shape.heads + head) as u32;
-        let picked: Vec<u32> =
-            rows.clone().flat_map(|row| part.heads.clone().map(move |head| query(row, head))).collect();
-        let queries = Inputs { rows: picked.len(), picked: Some(&picked), ..Inputs::new(q, shape.cached()) };
-        let place = |index: usize| (rows.start + index / part.heads.len(), part.heads.start + index % part.heads.len());
-        split.reduce(
-            (&self.pool, self.kernels),
-            queries,
-            |index| seen(place(index).0),
-            |index, statistics, latents| {
-                let (row, head) = place(index);
-                sink(row, head, statistics, latents);
-            },
-        );
-    }
-
-    /// Merges the splits of each row and head in ascending order.
-    fn merge(&self, groups: &[Group<'_>], heads: usize, latent: usize, partials: &[f32], out: &mut [f32]) {
-        let of_split = heads * (latent + 2);
-        let out = Grid::new(out, latent);
-        let splits: usize = groups.iter().map(|group| group.count * group.splits()).sum();
-        // Of one group and head.
-        let units = groups.len() * heads;
-        let at_once = tasks::at_once(&self.pool, units, (splits * of_split).div_ceil(units.max(1)));
-        self.pool.run(units.div_ceil(at_once), |task| {
-            for unit in task * at_once..units.min((task + 1) * at_once) {
-                let (group, head) = (&groups[unit / heads], unit % heads);
-                for row in 0..group.count {
-                    let partials = &partials[group.partials + row * group.splits() * of_split..];
-                    let partials = &partials[..group.keys(row).div_ceil(SPLIT) * of_split];
-                    let splits = partials.chunks_exact(latent + 2).skip(head).step_by(heads);
-                    // SAFETY: each group and head belongs to one task.
-                    merge_splits(splits, unsafe { out.part((group.first + row) * heads + head, 0..latent) });
-                }
-            }
-        });
+        let rows = BlockRows { blocks: &blocks, stride: stride(shape) };
+        let reduced = Split { keys: rows, values: rows, width: shape.latent, count, scale: self.scale };
+        let on = (&*self.cpu.pool, self.cpu.kernels);
+        reduced.reduce(on, queries, |query| group.seen(query / heads, split), sink);
     }
 }
 
@@ -195,15 +167,12 @@ fn groups_of(span: &RowSpan, heads: usize) -> impl Iterator<Item = Group<'_>> + 
         count: together.min(rows - row),
         position: first_position + row,
         blocks,
-        partials: 0,
     })
 }
 
-/// How the cut goes changes no bit.
-fn parts_of(groups: &[Group<'_>], heads: usize, threads: usize) -> Vec<Part> {
-    let splits: usize = groups.iter().map(Group::splits).sum();
-    let at_once = if splits * heads.div_ceil(QUERIES) < threads { HEADS } else { QUERIES };
-    let parts = groups.iter().enumerate().flat_map(|(group, of)| (0..of.splits()).map(move |split| (group, split)));
-    let heads = (0..heads).step_by(at_once).map(|first| first..heads.min(first + at_once));
-    parts.flat_map(|(group, split)| heads.clone().map(move |heads| Part { group, split, heads })).collect()
+/// Which heads go together where there are so many units of work for all of them. How the cut goes changes no bit.
+fn heads_of_tasks(heads: usize, units: usize, threads: usize) -> Vec<Range<usize>> {
+    let parts = heads.div_ceil(QUERIES);
+    let at_once = if units * parts < threads { HEADS } else { heads.div_ceil(parts) };
+    (0..heads).step_by(at_once).map(|first| first..heads.min(first + at_once)).collect()
 }

@@ -7,13 +7,14 @@ use std::ops::Range;
 use super::{
     Cpu, CpuMatrix,
     inputs::Inputs,
+    sink::Merged,
     split::{BlockRows, Split},
 };
 use crate::{
     Device, Dtype, Mla, MlaShape, RotaryTable, RowSpan,
     cache::LatentCache,
     grid::Grid,
-    ops::{attention::merge_split, rope::rope},
+    ops::rope::rope,
     panels::{Element, STEPS, WIDTH},
     scratch::Scratch,
 };
@@ -31,6 +32,12 @@ pub(super) struct Expanded<'a> {
     pub(super) cache: (&'a LatentCache<u16>, usize),
     /// `[n · (dn + dv), r]`
     pub(super) kv_b: &'a CpuMatrix,
+}
+
+/// Some rows of a span, for one head.
+struct Part<'o> {
+    rows: Range<usize>,
+    merged: Merged<'o>,
 }
 
 /// Keys and values of a split, head by head: `[n][rows][stride]` each, rows being whole panels.
@@ -67,19 +74,26 @@ impl Expanded<'_> {
     pub(super) fn attend(&self, span: &RowSpan, q: &[f32], out: &mut [f32]) {
         let MlaShape { heads, value, .. } = self.mla.shape;
         let queries = self.roped(span, q);
-        // `[rows, n, 2 + dv]`: largest score, sum of weights, values summed by weight.
-        let mut sums = Scratch::take(span.rows * heads * (2 + value));
-        sums.fill(0.0);
-        sums.chunks_exact_mut(2 + value).for_each(|sums| sums[0] = f32::NEG_INFINITY);
+        let mut parts = self.parts(span, &mut out[span.first_row * heads * value..][..span.rows * heads * value]);
         let keys = span.first_position + span.rows;
         for first in (0..keys).step_by(SPLIT) {
             let of_split = self.expand(span, first..keys.min(first + SPLIT));
-            self.add(span, first, &of_split, &queries, &mut sums);
+            self.add(span, first, &of_split, &queries, &mut parts);
         }
-        let out = &mut out[span.first_row * heads * value..][..span.rows * heads * value];
-        for (out, sums) in out.chunks_exact_mut(value).zip(sums.chunks_exact(2 + value)) {
-            out.iter_mut().zip(&sums[2..]).for_each(|(out, value)| *out = value / sums[1]);
+        parts.into_iter().for_each(|part| part.merged.finish());
+    }
+
+    /// Some rows of a span for one head each. `out [rows of the span, n · dv]`
+    fn parts<'o>(&self, span: &RowSpan, out: &'o mut [f32]) -> Vec<Part<'o>> {
+        let MlaShape { heads, value, .. } = self.mla.shape;
+        let groups = (0..span.rows).step_by(ROWS).map(|row| row..span.rows.min(row + ROWS));
+        let mut parts: Vec<(Range<usize>, Vec<&mut [f32]>)> =
+            groups.flat_map(|rows| (0..heads).map(move |_| (rows.clone(), Vec::new()))).collect();
+        for (index, out) in out.chunks_exact_mut(value).enumerate() {
+            parts[index / heads / ROWS * heads + index % heads].1.push(out);
         }
+        let part = |(rows, out): (_, Vec<_>)| Part { rows, merged: Merged::new(out.into_iter()) };
+        parts.into_iter().map(part).collect()
     }
 
     /// The span's queries `[rows, n, dn + dr]`, their last part rotated.
@@ -132,16 +146,13 @@ impl Expanded<'_> {
         found
     }
 
-    /// Adds the split that begins at position `first` to the sums of the rows that see something of it.
-    fn add(&self, span: &RowSpan, first: usize, of_split: &Heads, queries: &[f32], sums: &mut [f32]) {
+    /// Merges the split that begins at position `first` into the rows that see something of it.
+    fn add(&self, span: &RowSpan, first: usize, of_split: &Heads, queries: &[f32], parts: &mut [Part<'_>]) {
         let MlaShape { heads, nope, rope: roped, value, .. } = self.mla.shape;
-        let seeing = first.saturating_sub(span.first_position).min(span.rows)..span.rows;
-        let groups: Vec<Range<usize>> =
-            seeing.clone().step_by(ROWS).map(|row| row..seeing.end.min(row + ROWS)).collect();
-        let sums = Grid::new(sums, 2 + value);
-        self.cpu.pool.run(groups.len() * heads, |task| {
-            let (rows, head) = (&groups[task / heads], task % heads);
-            let seen = |row: usize| of_split.count.min(span.first_position + row + 1 - first);
+        let seen = |row: usize| (span.first_position + row + 1).saturating_sub(first).min(of_split.count);
+        let seeing = parts.partition_point(|part| seen(part.rows.end - 1) == 0);
+        self.cpu.pool.run_chunks(&mut parts[seeing..], 1, |task, part| {
+            let (Part { rows, merged }, head) = (&mut part[0], task % heads);
             let (key_stride, value_stride) = (key_stride(&of_split.shape), value_stride(&of_split.shape));
             let keys = of_split.blocks(&of_split.keys, head, key_stride);
             let values = of_split.blocks(&of_split.values, head, value_stride);
@@ -154,18 +165,9 @@ impl Expanded<'_> {
             };
             let picked: Vec<u32> = rows.clone().map(|row| (row * heads + head) as u32).collect();
             let queries = Inputs { rows: picked.len(), picked: Some(&picked), ..Inputs::new(queries, nope + roped) };
+            let queries = self.cpu.packed(Dtype::Bf16, [], &[queries]);
             let on = (&*self.cpu.pool, self.cpu.kernels);
-            split.reduce(
-                on,
-                queries,
-                |index| seen(rows.start + index),
-                |index, statistics, values| {
-                    // SAFETY: each row and head belongs to one task.
-                    let sums = unsafe { sums.part((rows.start + index) * heads + head, 0..2 + value) };
-                    let (so_far, sums) = sums.split_first_chunk_mut().expect("two statistics");
-                    merge_split(so_far, sums, statistics, values);
-                },
-            );
+            split.reduce(on, queries.of(0), |index| seen(rows.start + index), merged);
         });
     }
 }

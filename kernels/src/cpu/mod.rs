@@ -13,6 +13,7 @@ mod mla;
 mod products;
 mod rates;
 mod scaled;
+mod sink;
 mod split;
 mod strips;
 

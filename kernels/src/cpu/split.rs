@@ -10,10 +10,11 @@ use super::{
     kernels::{Fetch, Kernels},
     matrix::GROUP,
     products::put,
+    sink::Sink,
     strips,
 };
 use crate::{
-    Device, Dtype,
+    Device,
     panels::{PAIRS, WIDTH, fetch, interleave, pack_rows},
     pool::Pool,
     scratch::Scratch,
@@ -50,33 +51,34 @@ pub(super) struct Split<'a> {
 }
 
 impl Split<'_> {
-    /// Reduces the split for each query, which sees the first `seen(query)` keys: `sink(query, [max, sum], values)`.
+    /// Reduces the split for each query, packed for products in bf16. A query sees the first `seen(query)` keys, at least as
+    /// many as the query before; those that see none are left out.
     pub(super) fn reduce(
         &self,
         (pool, kernels): (&Pool, &dyn Kernels),
-        queries: Inputs<'_>,
+        queries: PackedRows<'_>,
         seen: impl Fn(usize) -> usize,
-        mut sink: impl FnMut(usize, [f32; 2], &[f32]),
+        sink: &mut impl Sink,
     ) {
-        let rows = queries.rows;
+        let rows = queries.rows();
         let mut scores = Scratch::take(rows * SPLIT);
-        let tiles = kernels.tiles(Dtype::Bf16);
-        self.score(Packed::new(pool, tiles, tiles.strip(), &[queries]).of(0), &mut scores);
-        let mut statistics = Vec::with_capacity(rows);
+        self.score(queries, &mut scores);
+        let blind = (0..rows).take_while(|query| seen(*query) == 0).count();
         for (query, scores) in scores.chunks_exact_mut(SPLIT).enumerate() {
             let (seen, rest) = scores.split_at_mut(seen(query));
-            statistics.push(kernels.softmax(self.scale, seen).into());
             rest.fill(0.0);
+            if query >= blind {
+                sink.statistics(query, kernels.softmax(self.scale, seen).into());
+            }
         }
         let weights = Inputs { data: &scores, stride: SPLIT, width: self.count, rows, picked: None };
         let tiles = kernels.tiles(kernels.weights());
         let weights = Packed::new(pool, tiles, tiles.strip(), &[weights]);
-        let length = self.width.next_multiple_of(WIDTH);
-        let mut values = Scratch::take(rows * length);
-        self.weigh(weights.of(0), length, &mut values);
-        for (query, (statistics, values)) in statistics.into_iter().zip(values.chunks_exact(length)).enumerate() {
-            sink(query, statistics, &values[..self.width]);
-        }
+        self.weigh(weights.of(0), |query, first, values| {
+            if query >= blind {
+                sink.values(query, first, values);
+            }
+        });
     }
 
     /// `scores [queries, SPLIT]` of all rows of the blocks. Rows are read from memory while those before them are multiplied.
@@ -110,13 +112,14 @@ impl Split<'_> {
         }
     }
 
-    /// `out [queries, length]`: the rows' values summed by weight, `length` being whole panels.
-    fn weigh(&self, weights: PackedRows<'_>, length: usize, out: &mut [f32]) {
+    /// The rows' values summed by weight: `sink(query, first element, values)`.
+    fn weigh(&self, weights: PackedRows<'_>, mut sink: impl FnMut(usize, usize, &[f32; WIDTH])) {
         let at_once = weights.tiles().panels(weights.rows_of_tile());
         let together = at_once.max(VALUE_PANELS) * WIDTH;
         let mut packed = Scratch::take(together * weights.tiles().strip().min(weights.depth()) / 2);
         let packed: &mut [u16] = bytemuck::cast_slice_mut(&mut packed);
         let mut sums = Scratch::take(together * weights.rows());
+        let length = self.width.next_multiple_of(WIDTH);
         for elements in (0..length).step_by(together).map(|first| first..length.min(first + together)) {
             let sums = &mut sums.as_chunks_mut().0[..elements.len() / WIDTH * weights.rows()];
             sums.fill([0.0; WIDTH]);
@@ -129,11 +132,17 @@ impl Split<'_> {
                     strips::add_strip(weights, weights.all(), steps.clone(), (panels, None), nothing, sums);
                 }
             }
-            for (index, sums) in sums.chunks(at_once * weights.rows()).enumerate() {
-                each(weights, sums.len() / weights.rows(), sums, |query, panel, values| {
-                    let to = query * length + elements.start + (index * at_once + panel) * WIDTH;
-                    put(values, &mut out[to..to + WIDTH]);
-                });
+            let panels = elements.len() / WIDTH;
+            for tile in weights.all().map(|tile| weights.tile(tile)) {
+                for query in tile.clone() {
+                    for panel in 0..panels {
+                        let (first, count) =
+                            (panel / at_once * at_once, at_once.min(panels - panel / at_once * at_once));
+                        let at = first * weights.rows() + tile.start * count + (panel - first) * tile.len() + query
+                            - tile.start;
+                        sink(query, elements.start + panel * WIDTH, &sums[at]);
+                    }
+                }
             }
         }
     }

@@ -61,19 +61,30 @@ fn score(q: &[[f32; HEADS]], key: &[f32]) -> [f32; HEADS] {
 
 /// Merges the splits of one head, each `[max, sum, latents..]`, in ascending order: `out [r]`.
 pub(crate) fn merge_splits<'a>(splits: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
-    let mut so_far = [f32::NEG_INFINITY, 0.0];
+    let mut so_far = NO_SPLIT;
     out.fill(0.0);
     for split in splits {
-        merge_split(&mut so_far, out, [split[0], split[1]], &split[2..]);
+        let factors = merge_statistics(&mut so_far, [split[0], split[1]]);
+        merge_values(factors, out, &split[2..]);
     }
     out.iter_mut().for_each(|out| *out /= so_far[1]);
 }
 
-/// Merges one more split, `[max, sum]` and its values, into those before it.
-pub(crate) fn merge_split(so_far: &mut [f32; 2], sums: &mut [f32], split: [f32; 2], values: &[f32]) {
+/// `[max, sum]` of no split; its values are zeros.
+pub(crate) const NO_SPLIT: [f32; 2] = [f32::NEG_INFINITY, 0.0];
+
+/// Merges `[max, sum]` of one more split into those before it. What values are multiplied by: those before, and those of the
+/// split.
+pub(crate) fn merge_statistics(so_far: &mut [f32; 2], split: [f32; 2]) -> [f32; 2] {
     let larger = so_far[0].max(split[0]);
     let (keep, take) = (libm::expf(so_far[0] - larger), libm::expf(split[0] - larger));
     *so_far = [larger, so_far[1] * keep + split[1] * take];
+    [keep, take]
+}
+
+/// Merges values of a split into those before it.
+#[inline]
+pub(crate) fn merge_values([keep, take]: [f32; 2], sums: &mut [f32], values: &[f32]) {
     sums.iter_mut().zip(values).for_each(|(sum, value)| *sum = *sum * keep + value * take);
 }
 
