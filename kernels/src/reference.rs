@@ -298,7 +298,8 @@ impl Device for Reference {
             for head in 0..used {
                 // SAFETY: each row and head belongs to one task.
                 let out = unsafe { out.part(first + head, 0..latent) };
-                attention::merge_splits(splits.chunks_exact(latent + 2).skip(head).step_by(used), out);
+                let splits = splits.chunks_exact(latent + 2).skip(head).step_by(used);
+                attention::merge_splits(splits.map(|split| split.split_at(2)), out);
             }
         });
     }

@@ -11,12 +11,12 @@ use std::ops::Range;
 
 use super::{
     Cpu,
-    inputs::{Inputs, Packed, PackedRows},
+    inputs::Inputs,
     sink::{Merged, Sink},
-    split::{BlockRows, Split},
+    split::{BlockRows, Queries, Split},
 };
 use crate::{
-    Device, Dtype, MlaShape, RowSpan,
+    Device, MlaShape, RowSpan,
     cache::LatentCache,
     grid::Grid,
     panels::{STEPS, WIDTH},
@@ -30,6 +30,9 @@ const SPLIT: usize = Cpu::SPLIT;
 const QUERIES: usize = 96;
 /// Heads that one task takes at least, if there are fewer tasks than threads.
 const HEADS: usize = 8;
+
+/// Groups of rows in a task, at least, where none is cut into its splits: whole ones are few and not of the same work.
+const GROUPS: usize = 4;
 
 /// Elements from one row of the cache to the next: whole panels, padded by zeros.
 pub(super) fn stride(shape: &MlaShape) -> usize {
@@ -99,7 +102,7 @@ impl Cpu {
         let absorbed = spans.iter().filter(|span| !span.expanded);
         let groups: Vec<Group<'_>> = absorbed.flat_map(|span| groups_of(span, shape.heads)).collect();
         let work = groups.iter().map(|group| group.work(shape)).sum();
-        let of_one = tasks::work_of_one(&self.pool, work);
+        let of_one = tasks::work_of_one(&self.pool, work) / GROUPS;
         let small = |group: &Group<'_>| group.splits() == 1 || group.work(shape) <= of_one;
         let (small, large): (Vec<_>, Vec<_>) = groups.into_iter().partition(small);
         let layer = Layer { cpu: self, cache, layer, q, scale };
@@ -115,33 +118,29 @@ impl Layer<'_> {
         let out = Grid::new(out, shape.latent);
         let heads = heads_of_tasks(shape.heads, groups.len(), self.cpu.pool.threads());
         let units = groups.len() * heads.len();
-        let work: usize = groups.iter().map(|group| group.work(shape)).sum();
-        let at_once = tasks::at_once(&self.cpu.pool, units, work.div_ceil(units.max(1)));
-        self.cpu.pool.run(units.div_ceil(at_once), |task| {
-            for unit in task * at_once..units.min((task + 1) * at_once) {
-                let (group, heads) = (&groups[unit / heads.len()], &heads[unit % heads.len()]);
-                // SAFETY: the rows and heads of a unit are its own.
-                let row = |query: usize| unsafe { out.part(query, 0..shape.latent) };
-                let mut merged = Merged::new(group.queries(heads, shape.heads).map(row));
-                let queries = self.queries(group, heads);
-                for split in 0..group.splits() {
-                    self.reduce(group, split, (queries.of(0), heads.len()), &mut merged);
-                }
-                merged.finish();
+        self.cpu.pool.run(units, |unit| {
+            let (group, heads) = (&groups[unit / heads.len()], &heads[unit % heads.len()]);
+            // SAFETY: the rows and heads of a unit are its own.
+            let row = |query: usize| unsafe { out.part(query, 0..shape.latent) };
+            let mut merged = Merged::new(group.queries(heads, shape.heads).map(row));
+            let queries = self.queries(group, heads);
+            for split in 0..group.splits() {
+                self.reduce(group, split, (&queries, heads.len()), &mut merged);
             }
+            merged.finish();
         });
     }
 
     /// The queries of all rows of a group, of some heads each.
-    fn queries(&self, group: &Group<'_>, heads: &Range<usize>) -> Packed<'_> {
+    fn queries(&self, group: &Group<'_>, heads: &Range<usize>) -> Queries<'_> {
         let shape = self.cache.shape();
         let picked: Vec<u32> = group.queries(heads, shape.heads).map(|query| query as u32).collect();
         let queries = Inputs { rows: picked.len(), picked: Some(&picked), ..Inputs::new(self.q, shape.cached()) };
-        self.cpu.packed(Dtype::Bf16, [], &[queries])
+        Queries::new(&self.cpu.pool, self.cpu.kernels, queries)
     }
 
     /// Reduces one split of a group for its queries, so many `heads` of each row.
-    fn reduce(&self, group: &Group<'_>, split: usize, (queries, heads): (PackedRows<'_>, usize), sink: &mut impl Sink) {
+    fn reduce(&self, group: &Group<'_>, split: usize, (queries, heads): (&Queries<'_>, usize), sink: &mut impl Sink) {
         let shape = self.cache.shape();
         let count = group.seen(group.count - 1, split);
         let blocks: Vec<&[u16]> = group.blocks[split * SPLIT / BLOCK..]
@@ -161,11 +160,12 @@ impl Layer<'_> {
 /// As many rows together as one task takes with all their heads.
 fn groups_of(span: &RowSpan, heads: usize) -> impl Iterator<Item = Group<'_>> + use<'_> {
     let &RowSpan { first_row, rows, first_position, ref blocks, .. } = span;
-    let together = (QUERIES / heads).max(1);
-    (0..rows).step_by(together).map(move |row| Group {
-        first: first_row + row,
-        count: together.min(rows - row),
-        position: first_position + row,
+    let groups = rows.div_ceil((QUERIES / heads).max(1));
+    let from = move |group: usize| rows * group / groups;
+    (0..groups).map(move |group| Group {
+        first: first_row + from(group),
+        count: from(group + 1) - from(group),
+        position: first_position + from(group),
         blocks,
     })
 }

@@ -8,7 +8,7 @@ use super::{
     Cpu, CpuMatrix,
     inputs::Inputs,
     sink::Merged,
-    split::{BlockRows, Split},
+    split::{BlockRows, Queries, Split},
 };
 use crate::{
     Device, Dtype, Mla, MlaShape, RotaryTable, RowSpan,
@@ -66,7 +66,7 @@ fn key_stride(shape: &MlaShape) -> usize {
 }
 
 fn value_stride(shape: &MlaShape) -> usize {
-    shape.value.next_multiple_of(WIDTH)
+    shape.value.next_multiple_of(STEPS)
 }
 
 impl Expanded<'_> {
@@ -165,9 +165,9 @@ impl Expanded<'_> {
             };
             let picked: Vec<u32> = rows.clone().map(|row| (row * heads + head) as u32).collect();
             let queries = Inputs { rows: picked.len(), picked: Some(&picked), ..Inputs::new(queries, nope + roped) };
-            let queries = self.cpu.packed(Dtype::Bf16, [], &[queries]);
+            let queries = Queries::new(&self.cpu.pool, self.cpu.kernels, queries);
             let on = (&*self.cpu.pool, self.cpu.kernels);
-            split.reduce(on, queries.of(0), |index| seen(rows.start + index), merged);
+            split.reduce(on, &queries, |index| seen(rows.start + index), merged);
         });
     }
 }

@@ -27,7 +27,7 @@ impl<'a> Inputs<'a> {
         Self { data, stride: width, width, rows: data.len() / width.max(1), picked: None }
     }
 
-    fn row(&self, index: usize) -> &'a [f32] {
+    pub(super) fn row(&self, index: usize) -> &'a [f32] {
         let row = self.picked.map_or(index, |picked| picked[index] as usize);
         &self.data[row * self.stride..][..self.width]
     }

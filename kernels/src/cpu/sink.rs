@@ -68,17 +68,17 @@ impl Sink for Merged<'_> {
     }
 }
 
-/// One split of each query as it is, in a row `[max, sum, values..]`.
-pub(super) struct Kept<'a>(pub(super) Vec<&'a mut [f32]>);
+/// One split of each query as it is: `[max, sum]` in the first of these, values in the second.
+pub(super) struct Kept<'a>(pub(super) Vec<(&'a mut [f32], &'a mut [f32])>);
 
 impl Sink for Kept<'_> {
     fn statistics(&mut self, query: usize, statistics: [f32; 2]) {
-        self.0[query][..2].copy_from_slice(&statistics);
+        self.0[query].0.copy_from_slice(&statistics);
     }
 
     #[inline]
     fn values(&mut self, query: usize, first: usize, values: &[f32; WIDTH]) {
-        put(values, room(self.0[query], 2 + first));
+        put(values, room(self.0[query].1, first));
     }
 }
 

@@ -59,13 +59,13 @@ fn score(q: &[[f32; HEADS]], key: &[f32]) -> [f32; HEADS] {
     score
 }
 
-/// Merges the splits of one head, each `[max, sum, latents..]`, in ascending order: `out [r]`.
-pub(crate) fn merge_splits<'a>(splits: impl Iterator<Item = &'a [f32]>, out: &mut [f32]) {
+/// Merges the splits of one head, each `[max, sum]` and latents, in ascending order: `out [r]`.
+pub(crate) fn merge_splits<'a>(splits: impl Iterator<Item = (&'a [f32], &'a [f32])>, out: &mut [f32]) {
     let mut so_far = NO_SPLIT;
     out.fill(0.0);
-    for split in splits {
-        let factors = merge_statistics(&mut so_far, [split[0], split[1]]);
-        merge_values(factors, out, &split[2..]);
+    for (statistics, latents) in splits {
+        let factors = merge_statistics(&mut so_far, [statistics[0], statistics[1]]);
+        merge_values(factors, out, latents);
     }
     out.iter_mut().for_each(|out| *out /= so_far[1]);
 }
@@ -105,7 +105,7 @@ mod tests {
             out
         };
         let mut found = [0.0; 2];
-        merge_splits([part(0..16), part(16..32), part(32..40)].iter().map(|part| &part[..]), &mut found);
+        merge_splits([part(0..16), part(16..32), part(32..40)].iter().map(|part| part.split_at(2)), &mut found);
 
         let weights: Vec<f64> = keys
             .iter()

@@ -194,6 +194,7 @@ impl Check for Chunks {
 fn a_position_does_not_depend_on_how_its_sequence_is_cut() {
     on_each_device(2, &mut Chunks(Case::odd(), &[1, 7, 65, 513, 1100], CHUNKS));
     on_each_device(2, &mut Chunks(Case::even(), &[64, 600], CHUNKS));
+    on_each_device(2, &mut Chunks(Case::in_place(), &[33, 600], CHUNKS));
 }
 
 /// Lengths of sequences, and of their chunks.
@@ -215,6 +216,7 @@ impl Check for Poison {
 fn unused_slots_are_not_read() {
     on_each_device(2, &mut Poison(Case::odd(), POISONED));
     on_each_device(2, &mut Poison(Case::even(), POISONED));
+    on_each_device(2, &mut Poison(Case::in_place(), POISONED));
 }
 
 /// Everything that is computed, on one number of threads, for one device after the other.

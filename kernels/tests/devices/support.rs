@@ -42,6 +42,12 @@ impl Case {
         Self { hidden: 256, inner: 192, vocab: 512, shape, dtype: Dtype::Bf16, fp8: None }
     }
 
+    /// As many heads as attend in place, not all sixteen, and latents that fill no whole pair of panels.
+    pub(crate) fn in_place() -> Self {
+        let shape = MlaShape { heads: 11, nope: 8, rope: 6, value: 12, latent: 40 };
+        Self { hidden: 16, inner: 16, vocab: 16, shape, dtype: Dtype::F32, fp8: None }
+    }
+
     /// Sizes that the kernels for sm_90a take, some of which fill no whole tile.
     pub(crate) fn tiled() -> Self {
         let shape = MlaShape { heads: 3, nope: 40, rope: 64, value: 24, latent: 512 };

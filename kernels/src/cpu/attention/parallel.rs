@@ -1,10 +1,8 @@
 //! Attention of few rows with many splits: each split is a task of its own, and what they come to is merged afterwards.
 #![allow(unsafe_code)]
 
-use super::{Group, Layer, heads_of_tasks};
+use super::{super::sink::Kept, Group, Layer, SPLIT, heads_of_tasks};
 use crate::{grid::Grid, ops::attention::merge_splits, scratch::Scratch, tasks};
-
-use super::super::sink::Kept;
 
 /// Reduced splits held at a time, in elements; more where a single group of rows needs them.
 const PARTIALS: usize = 4 << 20;
@@ -16,65 +14,72 @@ struct Placed<'a> {
     first: usize,
 }
 
+/// The splits of all groups, `[groups][rows, splits, heads]` each.
+struct Partials {
+    /// `[max, sum]`
+    statistics: Scratch,
+    /// `[r]`
+    values: Scratch,
+}
+
 impl Layer<'_> {
     /// As [`Layer::attend`], a task for each split.
     pub(super) fn attend_in_parallel(&self, groups: &[Group<'_>], out: &mut [f32]) {
         let shape = self.cache.shape();
-        let of_head = shape.latent + 2;
         let mut rest = groups.iter().peekable();
         while rest.peek().is_some() {
             let (mut first, mut placed) = (0, Vec::new());
-            while let Some(group) = rest.next_if(|_| first == 0 || first * of_head < PARTIALS) {
+            while let Some(group) = rest.next_if(|_| first == 0 || first * shape.latent < PARTIALS) {
                 placed.push(Placed { group, first });
                 first += group.count * group.splits() * shape.heads;
             }
-            let mut partials = Scratch::take(first * of_head);
-            self.reduce_all(&placed, &mut partials);
+            let partials = self.reduce_all(&placed, first);
             self.merge(&placed, &partials, out);
         }
     }
 
-    /// Reduces each split of each row and head: `partials [groups][rows, splits, heads, r + 2]`.
-    fn reduce_all(&self, placed: &[Placed<'_>], partials: &mut [f32]) {
+    /// Reduces each split of each row and head, so many results.
+    fn reduce_all(&self, placed: &[Placed<'_>], results: usize) -> Partials {
         let (shape, pool) = (self.cache.shape(), &self.cpu.pool);
-        let of_head = shape.latent + 2;
         let splits: Vec<(&Placed<'_>, usize)> =
             placed.iter().flat_map(|placed| (0..placed.group.splits()).map(move |split| (placed, split))).collect();
         let heads = heads_of_tasks(shape.heads, splits.len(), pool.threads());
-        let units = splits.len() * heads.len();
-        let work: usize = placed.iter().map(|placed| placed.group.work(shape)).sum();
-        let at_once = tasks::at_once(pool, units, work.div_ceil(units.max(1)));
-        let grid = Grid::new(partials, of_head);
-        pool.run(units.div_ceil(at_once), |task| {
-            for unit in task * at_once..units.min((task + 1) * at_once) {
-                let ((Placed { group, first }, split), heads) =
-                    (splits[unit / heads.len()], &heads[unit % heads.len()]);
-                let place = |row: usize, head: usize| first + (row * group.splits() + split) * shape.heads + head;
-                let places = (0..group.count).flat_map(|row| heads.clone().map(move |head| place(row, head)));
-                // SAFETY: each unit has a split and heads of its own.
-                let kept = places.map(|place| unsafe { grid.part(place, 0..of_head) }).collect();
-                let queries = self.queries(group, heads);
-                self.reduce(group, split, (queries.of(0), heads.len()), &mut Kept(kept));
-            }
+        let mut partials =
+            Partials { statistics: Scratch::take(2 * results), values: Scratch::take(shape.latent * results) };
+        let (statistics, values) =
+            (Grid::new(&mut partials.statistics, 2), Grid::new(&mut partials.values, shape.latent));
+        pool.run(splits.len() * heads.len(), |unit| {
+            let ((Placed { group, first }, split), heads) = (splits[unit / heads.len()], &heads[unit % heads.len()]);
+            let place = |row: usize, head: usize| first + (row * group.splits() + split) * shape.heads + head;
+            let places = (0..group.count).flat_map(|row| heads.clone().map(move |head| place(row, head)));
+            // SAFETY: each unit has a split and heads of its own.
+            let part = |place| unsafe { (statistics.part(place, 0..2), values.part(place, 0..shape.latent)) };
+            let queries = self.queries(group, heads);
+            self.reduce(group, split, (&queries, heads.len()), &mut Kept(places.map(part).collect()));
         });
+        partials
     }
 
     /// Merges the splits of each row and head in ascending order.
-    fn merge(&self, placed: &[Placed<'_>], partials: &[f32], out: &mut [f32]) {
+    fn merge(&self, placed: &[Placed<'_>], partials: &Partials, out: &mut [f32]) {
         let (shape, pool) = (self.cache.shape(), &self.cpu.pool);
-        let (heads, of_head) = (shape.heads, shape.latent + 2);
-        let out = Grid::new(out, shape.latent);
+        let (heads, latent) = (shape.heads, shape.latent);
+        let out = Grid::new(out, latent);
         // Of one group and head.
         let units = placed.len() * heads;
-        let at_once = tasks::at_once(pool, units, partials.len().div_ceil(units.max(1)));
+        let at_once = tasks::at_once(pool, units, partials.values.len().div_ceil(units.max(1)));
         pool.run(units.div_ceil(at_once), |task| {
             for unit in task * at_once..units.min((task + 1) * at_once) {
                 let (Placed { group, first }, head) = (&placed[unit / heads], unit % heads);
                 for row in 0..group.count {
-                    let splits = partials[(first + row * group.splits() * heads) * of_head..].chunks_exact(of_head);
-                    let splits = splits.skip(head).step_by(heads).take(group.keys(row).div_ceil(super::SPLIT));
                     // SAFETY: each group and head belongs to one task.
-                    merge_splits(splits, unsafe { out.part((group.first + row) * heads + head, 0..shape.latent) });
+                    let out = unsafe { out.part((group.first + row) * heads + head, 0..latent) };
+                    let splits = (0..group.keys(row).div_ceil(SPLIT))
+                        .map(|split| first + (row * group.splits() + split) * heads + head)
+                        .map(|place| {
+                            (&partials.statistics[2 * place..][..2], &partials.values[place * latent..][..latent])
+                        });
+                    merge_splits(splits, out);
                 }
             }
         });

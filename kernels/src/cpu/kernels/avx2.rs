@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{
-    Kernels, Strip, Tiles, elementwise,
+    InPlace, Kernels, Strip, Tiles, elementwise,
     lanes::Lanes,
     on_lanes::OnLanes,
     peak, softmax,

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::{
-    Kernels, Strip, Tiles,
+    InPlace, Kernels, Strip, Tiles,
     avx2::{self, Ymm},
     dots::{self, Dots},
     elementwise,
@@ -29,7 +29,8 @@ pub(super) fn is_available() -> bool {
 /// When the machine lacks either.
 pub(super) fn kernels() -> &'static dyn Kernels {
     // SAFETY: handed out below, where AVX-512 with BF16 has been found.
-    static KERNELS: OnLanes<Zmm> = unsafe { OnLanes::new(tiles, dots::multiply_adds, Dtype::Bf16) };
+    static KERNELS: OnLanes<Zmm> =
+        unsafe { OnLanes::new(tiles, dots::multiply_adds, Dtype::Bf16) }.with_in_place(&Dots);
     assert!(is_available(), "AVX-512 with BF16");
     &KERNELS
 }

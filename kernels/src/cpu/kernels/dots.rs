@@ -2,6 +2,7 @@
 // Loops over indices below a const parameter are unrolled, and keep their sums in registers.
 #![allow(unsafe_code, clippy::needless_range_loop)]
 
+mod in_place;
 mod tile;
 
 use std::{arch::x86_64::*, hint::black_box, mem::transmute};

@@ -28,8 +28,8 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile_registers;
 
-use super::Isa;
-use crate::{Dtype, panels::WIDTH};
+use super::{Cpu, Isa};
+use crate::{Device, Dtype, panels::WIDTH};
 
 /// Rows that a tile takes at most on any instruction set.
 pub(super) const TILE_ROWS: usize = 32;
@@ -108,6 +108,33 @@ pub(crate) trait Tiles: Send + Sync {
     }
 }
 
+/// Products with rows of bf16 that are read where they lie, for as many as [`WIDTH`] others: packing them into panels would take
+/// as long as the products. The same sums as those of [`Tiles`] whose inputs are rounded to bf16.
+pub(crate) trait InPlace: Send + Sync {
+    /// `scores[q][first..] = queries · rows`: the queries as a panel `[depth / 2][16][2]`, a multiple of sixteen rows. `behind`:
+    /// what is read next.
+    fn score(
+        &self,
+        queries: &[u16],
+        rows: Rows<'_>,
+        behind: &[u16],
+        scores: &mut [[f32; Cpu::SPLIT]; WIDTH],
+        first: usize,
+    );
+
+    /// `sums[p][w] += weights[w] · rows` for the elements of two panels, from `first` on: a tile of weights, packed for
+    /// [`Tiles`], of as many strips of [`crate::panels::STEPS`] rows.
+    fn weigh(&self, weights: &[f32], strips: &[Rows<'_>], first: usize, sums: &mut [[f32; WIDTH]]);
+}
+
+/// Rows of bf16 one behind the other.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [u16],
+    /// Elements from one to the next.
+    pub(crate) stride: usize,
+}
+
 /// The inner loops of one instruction set. Each output is summed in an order fixed by its own coordinates.
 pub(crate) trait Kernels: Send + Sync {
     /// Products whose inputs are rounded to bf16, or are f32 as they are.
@@ -121,6 +148,9 @@ pub(crate) trait Kernels: Send + Sync {
 
     /// Type that the weights of attention are rounded to before they weigh latents.
     fn weights(&self) -> Dtype;
+
+    /// Products with rows where they lie, if there are some that are faster than packing.
+    fn in_place(&self) -> Option<&dyn InPlace>;
 
     /// Scales scores, replaces them by `exp(score − max)`, and returns `max` and the sum of these.
     fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32);

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::Tiles;
+use super::{InPlace, Tiles};
 use crate::Dtype;
 
 /// Kernels on lanes of type `L`, beside products of matrices.
@@ -11,6 +11,8 @@ pub(super) struct OnLanes<L> {
     pub(super) multiply_adds: fn(usize) -> usize,
     /// As [`super::Kernels::weights`].
     pub(super) weights: Dtype,
+    /// As [`super::Kernels::in_place`].
+    pub(super) in_place: Option<&'static dyn InPlace>,
     lanes: PhantomData<L>,
 }
 
@@ -25,7 +27,12 @@ impl<L> OnLanes<L> {
         multiply_adds: fn(usize) -> usize,
         weights: Dtype,
     ) -> Self {
-        Self { tiles, multiply_adds, weights, lanes: PhantomData }
+        Self { tiles, multiply_adds, weights, in_place: None, lanes: PhantomData }
+    }
+
+    /// The same, with products in place that give the bits of the others.
+    pub(super) const fn with_in_place(self, in_place: &'static dyn InPlace) -> Self {
+        Self { in_place: Some(in_place), ..self }
     }
 }
 
@@ -64,6 +71,10 @@ macro_rules! kernels_on_lanes {
 
             fn weights(&self) -> Dtype {
                 self.weights
+            }
+
+            fn in_place(&self) -> Option<&dyn InPlace> {
+                self.in_place
             }
 
             fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32) {

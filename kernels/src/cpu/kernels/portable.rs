@@ -1,7 +1,7 @@
 //! The loops in plain Rust, for any machine: products are rounded before they are added.
 #![allow(unsafe_code)]
 
-use super::{Kernels, Strip, Tiles, elementwise, lanes::Lanes, peak, softmax, tile};
+use super::{InPlace, Kernels, Strip, Tiles, elementwise, lanes::Lanes, peak, softmax, tile};
 use crate::{Dtype, activation, panels::WIDTH};
 
 /// Kernels of [`crate::Isa::Portable`].
@@ -132,6 +132,10 @@ impl Kernels for Portable {
 
     fn weights(&self) -> Dtype {
         Dtype::F32
+    }
+
+    fn in_place(&self) -> Option<&dyn InPlace> {
+        None
     }
 
     fn softmax(&self, scale: f32, scores: &mut [f32]) -> (f32, f32) {
