@@ -16,3 +16,9 @@ pub(crate) fn work_of_one(pool: &Pool, total: usize) -> usize {
 pub(crate) fn at_once(pool: &Pool, units: usize, work: usize) -> usize {
     work_of_one(pool, units.saturating_mul(work)).div_ceil(work.max(1))
 }
+
+/// Runs `unit(i)` for every `i` in `0..units`, together `work` multiply-adds: each is a task, or as many as are worth one.
+pub(crate) fn run(pool: &Pool, units: usize, work: usize, unit: impl Fn(usize) + Sync) {
+    let at_once = (GRAIN * units).div_ceil(work.max(1)).max(1);
+    pool.run(units.div_ceil(at_once), |task| (task * at_once..units.min((task + 1) * at_once)).for_each(&unit));
+}

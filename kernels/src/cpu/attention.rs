@@ -117,8 +117,8 @@ impl Layer<'_> {
         let shape = self.cache.shape();
         let out = Grid::new(out, shape.latent);
         let heads = heads_of_tasks(shape.heads, groups.len(), self.cpu.pool.threads());
-        let units = groups.len() * heads.len();
-        self.cpu.pool.run(units, |unit| {
+        let work = groups.iter().map(|group| group.work(shape)).sum();
+        tasks::run(&self.cpu.pool, groups.len() * heads.len(), work, |unit| {
             let (group, heads) = (&groups[unit / heads.len()], &heads[unit % heads.len()]);
             // SAFETY: the rows and heads of a unit are its own.
             let row = |query: usize| unsafe { out.part(query, 0..shape.latent) };

@@ -17,7 +17,7 @@ mod sink;
 mod split;
 mod strips;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use expanded::Expanded;
 use inputs::{Inputs, Packed};
@@ -113,9 +113,9 @@ impl Cpu {
         });
     }
 
-    /// For each expert in turn and each of its rows: `out[slot] += weight · ffn(x[row])`. `x [R, H]`, `out [S, H]`.
+    /// `out [S, H]` rounded: the sum of `weight · ffn(x[row])` over each expert in turn and each of its rows. `x [R, H]`
     fn experts(&self, x: &[f32], experts: &[ExpertRows<'_, CpuMatrix>], out: &mut [f32]) {
-        let Some(first) = experts.first() else { return };
+        let Some(first) = experts.first() else { return out.fill(0.0) };
         let (hidden, width) = (first.ffn.gate.inputs(), first.ffn.gate.outputs());
         let picked: Vec<Inputs<'_>> = experts
             .iter()
@@ -141,18 +141,24 @@ impl Cpu {
         // A task owns some columns of all slots, and takes the experts one after the other.
         let panels = hidden.div_ceil(WIDTH);
         let at_once = tasks::at_once(&self.pool, panels, rows * width * WIDTH);
+        let slots = out.len() / hidden;
         let out = Grid::new(out, hidden);
         self.pool.run(panels.div_ceil(at_once), |task| {
+            let panels = task * at_once..panels.min((task + 1) * at_once);
+            let cols = panels.start * WIDTH..hidden.min(panels.end * WIDTH);
+            // SAFETY: these columns belong to this task, which holds no other part of them at the time.
+            let part = |slot: usize, cols: Range<usize>| unsafe { out.part(slot, cols) };
+            (0..slots).for_each(|slot| part(slot, cols.clone()).fill(0.0));
             for (index, expert) in experts.iter().enumerate() {
                 let down = Product { x: inner.of(index), w: [&expert.ffn.down] };
-                down.panels(task * at_once..panels.min((task + 1) * at_once), |outputs| {
+                down.panels(panels.clone(), |outputs| {
                     for (row, [values]) in outputs.rows() {
                         let (slot, weight) = (expert.slots[row] as usize, expert.weights[row]);
-                        // SAFETY: these columns belong to this task, which holds no other part of them now.
-                        add_weighted(weight, values, unsafe { out.part(slot, outputs.cols.clone()) });
+                        add_weighted(weight, values, part(slot, outputs.cols.clone()));
                     }
                 });
             }
+            (0..slots).for_each(|slot| activation::round(Dtype::Bf16, part(slot, cols.clone())));
         });
     }
 }
@@ -287,9 +293,7 @@ impl Device for Cpu {
         experts: &[ExpertRows<'_, Self::Matrix>],
         sums: &mut [f32],
     ) -> Result<(), KernelError> {
-        sums.fill(0.0);
         self.experts(&host::decode_parts(Dtype::Bf16, x), experts, sums);
-        activation::round(Dtype::Bf16, sums);
         Ok(())
     }
 

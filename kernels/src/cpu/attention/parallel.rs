@@ -48,7 +48,8 @@ impl Layer<'_> {
             Partials { statistics: Scratch::take(2 * results), values: Scratch::take(shape.latent * results) };
         let (statistics, values) =
             (Grid::new(&mut partials.statistics, 2), Grid::new(&mut partials.values, shape.latent));
-        pool.run(splits.len() * heads.len(), |unit| {
+        let work = placed.iter().map(|placed| placed.group.work(shape)).sum();
+        tasks::run(pool, splits.len() * heads.len(), work, |unit| {
             let ((Placed { group, first }, split), heads) = (splits[unit / heads.len()], &heads[unit % heads.len()]);
             let place = |row: usize, head: usize| first + (row * group.splits() + split) * shape.heads + head;
             let places = (0..group.count).flat_map(|row| heads.clone().map(move |head| place(row, head)));
@@ -65,22 +66,17 @@ impl Layer<'_> {
         let (shape, pool) = (self.cache.shape(), &self.cpu.pool);
         let (heads, latent) = (shape.heads, shape.latent);
         let out = Grid::new(out, latent);
-        // Of one group and head.
-        let units = placed.len() * heads;
-        let at_once = tasks::at_once(pool, units, partials.values.len().div_ceil(units.max(1)));
-        pool.run(units.div_ceil(at_once), |task| {
-            for unit in task * at_once..units.min((task + 1) * at_once) {
-                let (Placed { group, first }, head) = (&placed[unit / heads], unit % heads);
-                for row in 0..group.count {
-                    // SAFETY: each group and head belongs to one task.
-                    let out = unsafe { out.part((group.first + row) * heads + head, 0..latent) };
-                    let splits = (0..group.keys(row).div_ceil(SPLIT))
-                        .map(|split| first + (row * group.splits() + split) * heads + head)
-                        .map(|place| {
-                            (&partials.statistics[2 * place..][..2], &partials.values[place * latent..][..latent])
-                        });
-                    merge_splits(splits, out);
-                }
+        tasks::run(pool, placed.len() * heads, partials.values.len(), |unit| {
+            let (Placed { group, first }, head) = (&placed[unit / heads], unit % heads);
+            for row in 0..group.count {
+                // SAFETY: each group and head belongs to one task.
+                let out = unsafe { out.part((group.first + row) * heads + head, 0..latent) };
+                let splits = (0..group.keys(row).div_ceil(SPLIT))
+                    .map(|split| first + (row * group.splits() + split) * heads + head)
+                    .map(|place| {
+                        (&partials.statistics[2 * place..][..2], &partials.values[place * latent..][..latent])
+                    });
+                merge_splits(splits, out);
             }
         });
     }
