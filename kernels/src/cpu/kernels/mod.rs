@@ -28,8 +28,8 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 mod tile_registers;
 
-use super::{Cpu, Isa};
-use crate::{Device, Dtype, panels::WIDTH};
+use super::Isa;
+use crate::{Dtype, panels::WIDTH};
 
 /// Rows that a tile takes at most on any instruction set.
 pub(super) const TILE_ROWS: usize = 32;
@@ -111,16 +111,9 @@ pub(crate) trait Tiles: Send + Sync {
 /// Products with rows of bf16 that are read where they lie, for as many as [`WIDTH`] others: packing them into panels would take
 /// as long as the products. The same sums as those of [`Tiles`] whose inputs are rounded to bf16.
 pub(crate) trait InPlace: Send + Sync {
-    /// `scores[q][first..] = queries · rows`: the queries as a panel `[depth / 2][16][2]`, a multiple of sixteen rows. `behind`:
-    /// what is read next.
-    fn score(
-        &self,
-        queries: &[u16],
-        rows: Rows<'_>,
-        behind: &[u16],
-        scores: &mut [[f32; Cpu::SPLIT]; WIDTH],
-        first: usize,
-    );
+    /// `scores [16, _]` from column `first` on: the products of queries, a panel `[depth / 2][16][2]`, with a multiple of sixteen
+    /// rows. `behind`: what is read next.
+    fn score(&self, queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut [f32], first: usize);
 
     /// `sums[p][w] += weights[w] · rows` for the elements of two panels, from `first` on: a tile of weights, packed for
     /// [`Tiles`], of as many strips of [`crate::panels::STEPS`] rows.

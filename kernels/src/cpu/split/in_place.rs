@@ -1,6 +1,6 @@
 //! Products of a split whose keys and values are read where they lie.
 
-use super::{BLOCK, SPLIT, Split};
+use super::{BLOCK, Split};
 use crate::{
     cpu::{
         inputs::PackedRows,
@@ -13,7 +13,6 @@ use crate::{
 impl Split<'_> {
     /// `scores [16, SPLIT]` of all rows of the blocks. Those of the next block are read from memory meanwhile.
     pub(super) fn score_in_place(&self, in_place: &dyn InPlace, queries: &[f32], scores: &mut [f32]) {
-        let scores = scores.as_chunks_mut::<SPLIT>().0.first_chunk_mut().expect("scores of a panel");
         let mut blocks = self.keys.blocks.iter().peekable();
         let mut first = 0;
         while let Some(data) = blocks.next() {

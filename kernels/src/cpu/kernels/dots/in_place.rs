@@ -8,30 +8,24 @@ use super::{
     super::{InPlace, Rows},
     Dots, ROWS, pairs,
 };
-use crate::{
-    Device,
-    cpu::Cpu,
-    panels::{PAIRS, STEPS, WIDTH},
-};
+use crate::panels::{PAIRS, STEPS, WIDTH};
 
 /// How many rows ahead values are fetched.
 const AHEAD: usize = 16;
 /// Pairs of steps in a strip.
 const PAIRS_OF_STRIP: usize = STEPS / 2;
 
-type Scores = [[f32; Cpu::SPLIT]; WIDTH];
-
 impl InPlace for Dots {
     /// Sixteen rows at a time, each a chain of its own.
-    fn score(&self, queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut Scores, first: usize) {
+    fn score(&self, queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut [f32], first: usize) {
         let depth = queries.len() / WIDTH;
         assert!(depth <= rows.stride && depth.is_multiple_of(2), "queries of {depth} elements");
         assert!(rows.data.len().is_multiple_of(WIDTH * rows.stride), "whole panels of rows");
-        assert!(first + rows.data.len() / rows.stride <= Cpu::SPLIT, "rows of a split");
+        assert!(first + rows.data.len() / rows.stride <= scores.len() / WIDTH, "room for the scores of all rows");
         for (index, data) in rows.data.chunks_exact(WIDTH * rows.stride).enumerate() {
             let behind = behind.get(index * WIDTH * rows.stride..).unwrap_or_default();
             let (rows, first) = (Rows { data, ..rows }, first + index * WIDTH);
-            compiled!("avx512f,avx512bf16", fn(queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut Scores, first: usize) {
+            compiled!("avx512f,avx512bf16", fn(queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut [f32], first: usize) {
                 // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
                 unsafe { score(queries, rows, behind, scores, first) }
             });
@@ -70,7 +64,7 @@ impl InPlace for Dots {
 /// The caller is compiled for AVX-512 with BF16; sixteen rows, at least as long as the queries, and room for as many scores from
 /// `first` on.
 #[inline(always)]
-unsafe fn score(queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut Scores, first: usize) {
+unsafe fn score(queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut [f32], first: usize) {
     let mut next = behind.chunks(PAIRS);
     // SAFETY: `pair` stays below half of the depth, of which the panel holds 32 elements for each pair and every row two; a
     // prefetch reads nothing.
@@ -86,7 +80,8 @@ unsafe fn score(queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut Sc
                 sums[r] = _mm512_dpbf16_ps(sums[r], queries, pairs(_mm512_set1_epi32(row.read_unaligned())));
             }
         }
-        for (scores, sums) in scores.iter_mut().zip(transpose(sums)) {
+        let cols = scores.len() / WIDTH;
+        for (scores, sums) in scores.chunks_exact_mut(cols).zip(transpose(sums)) {
             _mm512_storeu_ps(scores.as_mut_ptr().add(first), sums);
         }
     }
