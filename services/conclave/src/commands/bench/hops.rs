@@ -206,7 +206,11 @@ async fn measure(name: &str, link: Arc<dyn MoeLink>, row: Row, count: Calls) -> 
     });
     let samples = samples.await?;
     Ok(match samples.is_empty() {
-        true => Figure::skipped(name, Unit::Microseconds, format!("not done within {} s", count.limit.as_secs())),
+        true => Figure::skipped(
+            name,
+            Unit::Microseconds,
+            format!("not done within {} s, see --limit", count.limit.as_secs()),
+        ),
         false => Figure::new(name, Unit::Microseconds, samples),
     })
 }

@@ -171,7 +171,7 @@ impl Bench {
             before = after;
             self.progress.step();
         }
-        let late = || format!("not done within {} s", self.limit.as_secs());
+        let late = || format!("not done within {} s, see --limit", self.limit.as_secs());
         Ok(if runs.is_empty() { Err(late()) } else { Ok(runs) })
     }
 

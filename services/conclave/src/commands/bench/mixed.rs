@@ -105,7 +105,7 @@ pub async fn measure(bench: &mut Bench, args: &MixedArgs, sizes: Sizes) -> Resul
         bench.progress.step();
     }
     if runs.is_empty() {
-        let why = format!("not done within {} s", bench.limit.as_secs());
+        let why = format!("not done within {} s, see --limit", bench.limit.as_secs());
         return Ok(vec![Figure::skipped(name, Unit::Times, why)]);
     }
     Ok(figures(&name, sizes.chunk, &runs))
