@@ -8,6 +8,8 @@
 mod interleave;
 mod pack;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) use interleave::avx512::Interleaving;
 pub(crate) use interleave::interleave;
 pub(crate) use pack::{fetch, pack_rows};
 

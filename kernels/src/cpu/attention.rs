@@ -30,9 +30,9 @@ const SPLIT: usize = Cpu::SPLIT;
 const QUERIES: usize = 96;
 /// Heads that one task takes at least, if there are fewer tasks than threads.
 const HEADS: usize = 8;
-
-/// Groups of rows in a task, at least, where none is cut into its splits: whole ones are few and not of the same work.
-const GROUPS: usize = 4;
+/// A group of rows goes through all its splits as one task if that is this share of what is one elsewhere, since groups are few
+/// and not of the same work.
+const SHARE: usize = 4;
 
 /// Elements from one row of the cache to the next: whole panels, padded by zeros.
 pub(super) fn stride(shape: &MlaShape) -> usize {
@@ -40,7 +40,6 @@ pub(super) fn stride(shape: &MlaShape) -> usize {
 }
 
 /// Rows of one sequence, one behind the other.
-#[derive(Clone, Copy)]
 struct Group<'a> {
     /// The first of them in the batch.
     first: usize,
@@ -79,7 +78,6 @@ impl Group<'_> {
 }
 
 /// Attention of one layer.
-#[derive(Clone, Copy)]
 struct Layer<'a> {
     cpu: &'a Cpu,
     cache: &'a LatentCache<u16>,
@@ -102,7 +100,7 @@ impl Cpu {
         let absorbed = spans.iter().filter(|span| !span.expanded);
         let groups: Vec<Group<'_>> = absorbed.flat_map(|span| groups_of(span, shape.heads)).collect();
         let work = groups.iter().map(|group| group.work(shape)).sum();
-        let of_one = tasks::work_of_one(&self.pool, work) / GROUPS;
+        let of_one = tasks::work_of_one(&self.pool, work) / SHARE;
         let small = |group: &Group<'_>| group.splits() == 1 || group.work(shape) <= of_one;
         let (small, large): (Vec<_>, Vec<_>) = groups.into_iter().partition(small);
         let layer = Layer { cpu: self, cache, layer, q, scale };

@@ -39,25 +39,54 @@ fn interleave_panel(first: &[u16; WIDTH], second: &[u16; WIDTH], to: &mut [u16; 
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub(super) mod avx512 {
     use std::arch::x86_64::*;
 
     use super::{PAIRS, WIDTH, interleave_panel};
 
+    /// How two steps of 32 outputs become pairs.
+    pub(crate) struct Interleaving {
+        low: __m512i,
+        high: __m512i,
+    }
+
+    impl Interleaving {
+        /// # Safety
+        /// AVX-512 BW.
+        #[inline(always)]
+        pub(crate) unsafe fn new() -> Self {
+            let order: [i16; 2 * PAIRS] = std::array::from_fn(|at| (at / 2 + at % 2 * PAIRS) as i16);
+            // SAFETY: the caller's; as many elements.
+            unsafe {
+                Self { low: _mm512_loadu_epi16(order.as_ptr()), high: _mm512_loadu_epi16(order[PAIRS..].as_ptr()) }
+            }
+        }
+
+        /// The pairs of the first sixteen outputs, and of the others.
+        ///
+        /// # Safety
+        /// AVX-512 BW.
+        #[inline(always)]
+        pub(crate) unsafe fn pairs(&self, first: __m512i, second: __m512i) -> [__m512i; 2] {
+            // SAFETY: the caller's.
+            [self.low, self.high].map(|order| unsafe { _mm512_permutex2var_epi16(first, order, second) })
+        }
+    }
+
     /// Two panels at a time.
     #[target_feature(enable = "avx512bw")]
     pub(super) fn interleave(first: &[u16], second: &[u16], length: usize, to: &mut [u16]) {
-        let order: [i16; 2 * PAIRS] = std::array::from_fn(|at| (at / 2 + at % 2 * PAIRS) as i16);
-        // SAFETY: as many elements.
-        let (low, high) = unsafe { (_mm512_loadu_epi16(order.as_ptr()), _mm512_loadu_epi16(order[PAIRS..].as_ptr())) };
+        // SAFETY: compiled for what it needs.
+        let interleaving = unsafe { Interleaving::new() };
         let ((a, a_rest), (b, b_rest)) = (first.as_chunks::<PAIRS>(), second.as_chunks::<PAIRS>());
         for (index, (a, b)) in a.iter().zip(b).enumerate() {
             let to = &mut to[2 * index * length..][..length + PAIRS];
-            // SAFETY: as many elements as the chunks have, and room for them.
+            // SAFETY: as many elements as the chunks have, and room for them; compiled for what it needs.
             unsafe {
                 let (a, b) = (_mm512_loadu_si512(a.as_ptr().cast()), _mm512_loadu_si512(b.as_ptr().cast()));
-                _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_permutex2var_epi16(a, low, b));
-                _mm512_storeu_si512(to[length..].as_mut_ptr().cast(), _mm512_permutex2var_epi16(a, high, b));
+                let [low, high] = interleaving.pairs(a, b);
+                _mm512_storeu_si512(to.as_mut_ptr().cast(), low);
+                _mm512_storeu_si512(to[length..].as_mut_ptr().cast(), high);
             }
         }
         if let (Some(a), Some(b)) = (a_rest.first_chunk::<WIDTH>(), b_rest.first_chunk()) {

@@ -14,6 +14,13 @@ struct Placed<'a> {
     first: usize,
 }
 
+impl Placed<'_> {
+    /// Where the result of a row, split and head lies, of so many `heads`.
+    fn place(&self, row: usize, split: usize, (head, heads): (usize, usize)) -> usize {
+        self.first + (row * self.group.splits() + split) * heads + head
+    }
+}
+
 /// The splits of all groups, `[groups][rows, splits, heads]` each.
 struct Partials {
     /// `[max, sum]`
@@ -50,9 +57,10 @@ impl Layer<'_> {
             (Grid::new(&mut partials.statistics, 2), Grid::new(&mut partials.values, shape.latent));
         let work = placed.iter().map(|placed| placed.group.work(shape)).sum();
         tasks::run(pool, splits.len() * heads.len(), work, |unit| {
-            let ((Placed { group, first }, split), heads) = (splits[unit / heads.len()], &heads[unit % heads.len()]);
-            let place = |row: usize, head: usize| first + (row * group.splits() + split) * shape.heads + head;
-            let places = (0..group.count).flat_map(|row| heads.clone().map(move |head| place(row, head)));
+            let ((placed, split), heads) = (splits[unit / heads.len()], &heads[unit % heads.len()]);
+            let group = placed.group;
+            let of_row = |row| heads.clone().map(move |head| placed.place(row, split, (head, shape.heads)));
+            let places = (0..group.count).flat_map(of_row);
             // SAFETY: each unit has a split and heads of its own.
             let part = |place| unsafe { (statistics.part(place, 0..2), values.part(place, 0..shape.latent)) };
             let queries = self.queries(group, heads);
@@ -67,15 +75,15 @@ impl Layer<'_> {
         let (heads, latent) = (shape.heads, shape.latent);
         let out = Grid::new(out, latent);
         tasks::run(pool, placed.len() * heads, partials.values.len(), |unit| {
-            let (Placed { group, first }, head) = (&placed[unit / heads], unit % heads);
+            let (placed, head) = (&placed[unit / heads], unit % heads);
+            let group = placed.group;
             for row in 0..group.count {
                 // SAFETY: each group and head belongs to one task.
                 let out = unsafe { out.part((group.first + row) * heads + head, 0..latent) };
-                let splits = (0..group.keys(row).div_ceil(SPLIT))
-                    .map(|split| first + (row * group.splits() + split) * heads + head)
-                    .map(|place| {
-                        (&partials.statistics[2 * place..][..2], &partials.values[place * latent..][..latent])
-                    });
+                let splits =
+                    (0..group.keys(row).div_ceil(SPLIT)).map(|split| placed.place(row, split, (head, heads))).map(
+                        |place| (&partials.statistics[2 * place..][..2], &partials.values[place * latent..][..latent]),
+                    );
                 merge_splits(splits, out);
             }
         });

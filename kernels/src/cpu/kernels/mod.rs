@@ -113,16 +113,16 @@ pub(crate) trait Tiles: Send + Sync {
 pub(crate) trait InPlace: Send + Sync {
     /// `scores [16, _]` from column `first` on: the products of queries, a panel `[depth / 2][16][2]`, with a multiple of sixteen
     /// rows. `behind`: what is read next.
-    fn score(&self, queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut [f32], first: usize);
+    fn score(&self, queries: &[u16], rows: RowsInPlace<'_>, behind: &[u16], scores: &mut [f32], first: usize);
 
     /// `sums[p][w] += weights[w] · rows` for the elements of two panels, from `first` on: a tile of weights, packed for
     /// [`Tiles`], of as many strips of [`crate::panels::STEPS`] rows.
-    fn weigh(&self, weights: &[f32], strips: &[Rows<'_>], first: usize, sums: &mut [[f32; WIDTH]]);
+    fn weigh(&self, weights: &[f32], strips: &[RowsInPlace<'_>], first: usize, sums: &mut [[f32; WIDTH]]);
 }
 
 /// Rows of bf16 one behind the other.
 #[derive(Clone, Copy)]
-pub(crate) struct Rows<'a> {
+pub(crate) struct RowsInPlace<'a> {
     pub(crate) data: &'a [u16],
     /// Elements from one to the next.
     pub(crate) stride: usize,

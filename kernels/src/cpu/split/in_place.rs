@@ -4,7 +4,7 @@ use super::{BLOCK, Split};
 use crate::{
     cpu::{
         inputs::PackedRows,
-        kernels::{InPlace, Rows},
+        kernels::{InPlace, RowsInPlace},
     },
     panels::{PAIRS, STEPS, WIDTH},
     scratch::Scratch,
@@ -17,13 +17,13 @@ impl Split<'_> {
         let mut first = 0;
         while let Some(data) = blocks.next() {
             let behind = blocks.peek().copied().copied().unwrap_or_default();
-            let rows = Rows { data, stride: self.keys.stride };
+            let rows = RowsInPlace { data, stride: self.keys.stride };
             in_place.score(bytemuck::cast_slice(queries), rows, behind, scores, first);
             first += data.len() / self.keys.stride;
         }
     }
 
-    /// The rows' values summed by weight: `sink(query, first element, values)`, some past the last element.
+    /// The rows' values summed by weight: `sink(query, first element, values)`.
     pub(super) fn weigh_in_place(
         &self,
         in_place: &dyn InPlace,
@@ -41,7 +41,9 @@ impl Split<'_> {
                 in_place.weigh(weights.strip(tile, 0..weights.depth()), &strips, first, sums);
                 for (at, query) in rows.clone().enumerate() {
                     sink(query, first, &sums[at]);
-                    sink(query, first + WIDTH, &sums[rows.len() + at]);
+                    if first + WIDTH < self.width {
+                        sink(query, first + WIDTH, &sums[rows.len() + at]);
+                    }
                 }
             }
         }
@@ -49,17 +51,19 @@ impl Split<'_> {
 
     /// The values of all rows that are seen, strip by strip; in the last one zeros behind them, for which there is the memory of
     /// a strip.
-    fn strips<'a>(&'a self, rest: &'a mut [u16]) -> Vec<Rows<'a>> {
+    fn strips<'a>(&'a self, rest: &'a mut [u16]) -> Vec<RowsInPlace<'a>> {
         let stride = self.values.stride;
         let rows = |first: usize| &self.values.blocks[first / BLOCK][first % BLOCK * stride..];
         let whole = self.count - self.count % STEPS;
-        let mut strips: Vec<Rows<'_>> =
-            (0..whole).step_by(STEPS).map(|first| Rows { data: &rows(first)[..STEPS * stride], stride }).collect();
+        let mut strips: Vec<RowsInPlace<'_>> = (0..whole)
+            .step_by(STEPS)
+            .map(|first| RowsInPlace { data: &rows(first)[..STEPS * stride], stride })
+            .collect();
         if whole < self.count {
             let (seen, behind) = rest.split_at_mut((self.count - whole) * stride);
             seen.copy_from_slice(&rows(whole)[..seen.len()]);
             behind.fill(0);
-            strips.push(Rows { data: rest, stride });
+            strips.push(RowsInPlace { data: rest, stride });
         }
         strips
     }

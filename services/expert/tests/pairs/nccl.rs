@@ -75,6 +75,7 @@ async fn a_shard_lost_within_a_batch_takes_no_other_link_along() {
     let other = Shard::start("c", &checkpoint, &ALL[4..]);
     let caller = Caller::far(&checkpoint, &[&shards[0], &shards[1], &other], 1024).await;
     caller.by_pairs().await;
+    caller.check(1, 6).await;
     let (found, ()) = tokio::join!(caller.layer(2, 6), lose_within_a_batch(&mut shards));
     assert_eq!(found, caller.expected(2, 6).await);
     caller.by_pairs().await;

@@ -5,10 +5,10 @@
 use std::arch::x86_64::*;
 
 use super::{
-    super::{InPlace, Rows},
+    super::{InPlace, RowsInPlace},
     Dots, ROWS, pairs,
 };
-use crate::panels::{PAIRS, STEPS, WIDTH};
+use crate::panels::{Interleaving, PAIRS, STEPS, WIDTH};
 
 /// How many rows ahead values are fetched.
 const AHEAD: usize = 16;
@@ -17,27 +17,27 @@ const PAIRS_OF_STRIP: usize = STEPS / 2;
 
 impl InPlace for Dots {
     /// Sixteen rows at a time, each a chain of its own.
-    fn score(&self, queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut [f32], first: usize) {
+    fn score(&self, queries: &[u16], rows: RowsInPlace<'_>, behind: &[u16], scores: &mut [f32], first: usize) {
         let depth = queries.len() / WIDTH;
         assert!(depth <= rows.stride && depth.is_multiple_of(2), "queries of {depth} elements");
         assert!(rows.data.len().is_multiple_of(WIDTH * rows.stride), "whole panels of rows");
         assert!(first + rows.data.len() / rows.stride <= scores.len() / WIDTH, "room for the scores of all rows");
         for (index, data) in rows.data.chunks_exact(WIDTH * rows.stride).enumerate() {
             let behind = behind.get(index * WIDTH * rows.stride..).unwrap_or_default();
-            let (rows, first) = (Rows { data, ..rows }, first + index * WIDTH);
-            compiled!("avx512f,avx512bf16", fn(queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut [f32], first: usize) {
+            let (rows, first) = (RowsInPlace { data, ..rows }, first + index * WIDTH);
+            compiled!("avx512f,avx512bf16", fn(queries: &[u16], rows: RowsInPlace<'_>, behind: &[u16], scores: &mut [f32], first: usize) {
                 // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
                 unsafe { score(queries, rows, behind, scores, first) }
             });
         }
     }
 
-    fn weigh(&self, weights: &[f32], strips: &[Rows<'_>], first: usize, sums: &mut [[f32; WIDTH]]) {
+    fn weigh(&self, weights: &[f32], strips: &[RowsInPlace<'_>], first: usize, sums: &mut [[f32; WIDTH]]) {
         let rows = sums.len() / 2;
         assert_eq!(weights.len(), strips.len() * rows * PAIRS_OF_STRIP, "weights of {} strips", strips.len());
-        let whole = |strip: &Rows<'_>| first + PAIRS <= strip.stride && strip.data.len() >= STEPS * strip.stride;
+        let whole = |strip: &RowsInPlace<'_>| first + PAIRS <= strip.stride && strip.data.len() >= STEPS * strip.stride;
         assert!(strips.iter().all(whole), "strips of whole rows");
-        compiled!("avx512f,avx512bw,avx512bf16", fn(weights: &[f32], strips: &[Rows<'_>], first: usize, sums: &mut [[f32; WIDTH]], rows: usize) {
+        compiled!("avx512f,avx512bw,avx512bf16", fn(weights: &[f32], strips: &[RowsInPlace<'_>], first: usize, sums: &mut [[f32; WIDTH]], rows: usize) {
             // SAFETY: compiled for AVX-512 with BF16; the lengths have been checked.
             unsafe {
                 match rows {
@@ -64,7 +64,7 @@ impl InPlace for Dots {
 /// The caller is compiled for AVX-512 with BF16; sixteen rows, at least as long as the queries, and room for as many scores from
 /// `first` on.
 #[inline(always)]
-unsafe fn score(queries: &[u16], rows: Rows<'_>, behind: &[u16], scores: &mut [f32], first: usize) {
+unsafe fn score(queries: &[u16], rows: RowsInPlace<'_>, behind: &[u16], scores: &mut [f32], first: usize) {
     let mut next = behind.chunks(PAIRS);
     // SAFETY: `pair` stays below half of the depth, of which the panel holds 32 elements for each pair and every row two; a
     // prefetch reads nothing.
@@ -116,11 +116,10 @@ unsafe fn transpose(mut rows: [__m512; WIDTH]) -> [__m512; WIDTH] {
 /// The caller is compiled for AVX-512 with BW and BF16; `R` packed rows of weights and `2 R` sums; each strip has 32 rows, and
 /// these 32 elements from `first` on.
 #[inline(always)]
-unsafe fn weigh<const R: usize>(weights: &[f32], strips: &[Rows<'_>], first: usize, sums: &mut [[f32; WIDTH]]) {
-    let order: [i16; 2 * PAIRS] = std::array::from_fn(|at| (at / 2 + at % 2 * PAIRS) as i16);
+unsafe fn weigh<const R: usize>(weights: &[f32], strips: &[RowsInPlace<'_>], first: usize, sums: &mut [[f32; WIDTH]]) {
     // SAFETY: what is read lies in the strips, and as many weights as they have pairs of rows; a prefetch may name any address.
     unsafe {
-        let (low, high) = (_mm512_loadu_epi16(order.as_ptr()), _mm512_loadu_epi16(order[PAIRS..].as_ptr()));
+        let interleaving = Interleaving::new();
         let mut totals = [[_mm512_setzero_ps(); 2]; R];
         for r in 0..R {
             for p in 0..2 {
@@ -134,7 +133,7 @@ unsafe fn weigh<const R: usize>(weights: &[f32], strips: &[Rows<'_>], first: usi
                 _mm_prefetch::<_MM_HINT_T0>(a.wrapping_add(AHEAD * strip.stride).cast());
                 _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD * strip.stride).cast());
                 let (a, b) = (_mm512_loadu_si512(a.cast()), _mm512_loadu_si512(b.cast()));
-                let values = [_mm512_permutex2var_epi16(a, low, b), _mm512_permutex2var_epi16(a, high, b)].map(pairs);
+                let values = interleaving.pairs(a, b).map(pairs);
                 for r in 0..R {
                     let weight = *weights.as_ptr().add(r * PAIRS_OF_STRIP + pair);
                     let weight = pairs(_mm512_castps_si512(_mm512_set1_ps(weight)));

@@ -34,7 +34,7 @@ use conclave_serve::{Lane, id, same_host::SameHost::Auto};
 use super::{
     limits::Costs,
     prompts::SplitMix,
-    report::{AtLeast, Figure, Unit},
+    report::{AtLeast, Figure, Unit, late},
     rig::{NOBODY_THERE, Rig, dispatcher, grpc_dispatcher},
     stats::percentile,
 };
@@ -206,11 +206,7 @@ async fn measure(name: &str, link: Arc<dyn MoeLink>, row: Row, count: Calls) -> 
     });
     let samples = samples.await?;
     Ok(match samples.is_empty() {
-        true => Figure::skipped(
-            name,
-            Unit::Microseconds,
-            format!("not done within {} s, see --limit", count.limit.as_secs()),
-        ),
+        true => Figure::skipped(name, Unit::Microseconds, late(count.limit)),
         false => Figure::new(name, Unit::Microseconds, samples),
     })
 }

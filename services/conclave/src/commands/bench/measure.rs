@@ -13,7 +13,7 @@ use super::{
     machine::Probe,
     progress::Progress,
     prompts::Prompts,
-    report::{AtLeast, Figure, Unit},
+    report::{AtLeast, Figure, Unit, late},
     stats::percentile,
     target::{self, Target},
     timing::{Arrivals, steady, together},
@@ -171,8 +171,7 @@ impl Bench {
             before = after;
             self.progress.step();
         }
-        let late = || format!("not done within {} s, see --limit", self.limit.as_secs());
-        Ok(if runs.is_empty() { Err(late()) } else { Ok(runs) })
+        Ok(if runs.is_empty() { Err(late(self.limit)) } else { Ok(runs) })
     }
 
     /// The requests of a shape, all their tokens. `None`: not done in time.

@@ -11,7 +11,7 @@ use super::{
     decoding::{Tokens, during},
     measure::{Bench, Shape, arrivals},
     prompts::SplitMix,
-    report::{Figure, Unit},
+    report::{Figure, Unit, late},
     stats::percentile,
     timing::{Mixture, mixture},
 };
@@ -105,8 +105,7 @@ pub async fn measure(bench: &mut Bench, args: &MixedArgs, sizes: Sizes) -> Resul
         bench.progress.step();
     }
     if runs.is_empty() {
-        let why = format!("not done within {} s, see --limit", bench.limit.as_secs());
-        return Ok(vec![Figure::skipped(name, Unit::Times, why)]);
+        return Ok(vec![Figure::skipped(name, Unit::Times, late(bench.limit))]);
     }
     Ok(figures(&name, sizes.chunk, &runs))
 }

@@ -1,6 +1,6 @@
 //! What a run found, as it is written to a file and compared with an earlier one.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,11 @@ pub struct Figure {
     /// What the limits follow from.
     #[serde(skip)]
     pub at_least: Option<AtLeast>,
+}
+
+/// Why something was not measured that takes longer than a measurement may.
+pub fn late(limit: Duration) -> String {
+    format!("not done within {} s, see --limit", limit.as_secs())
 }
 
 impl Figure {
